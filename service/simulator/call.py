@@ -1,0 +1,180 @@
+"""One request being served: who asks, what it shall be like, how it ends, and the ways to break it."""
+
+import asyncio
+import gzip
+import random
+import socket
+import struct
+import zlib
+from hashlib import blake2b, sha256
+from typing import NoReturn
+
+import msgspec
+from aiohttp import web
+
+from service.simulator import errors
+from service.simulator.config import Clock, Config
+from service.simulator.errors import ApiError, invalid
+from service.simulator.faults import PLAIN, Scenario, Schedule, parse
+from service.simulator.generate import new_id
+from service.simulator.limits import Limiter
+from service.simulator.prompt_cache import PromptCache
+from service.simulator.request import VERSIONS
+from service.simulator.truth import Ending, Line, Recorded, Truth, hashed, without_credentials
+
+ORGANIZATION = "5157b4cc-0000-4000-8000-000000000001"
+JSON = "application/json"
+
+
+class Simulator:
+    """What all requests share."""
+
+    def __init__(self, config: Config, clock: Clock) -> None:
+        self.config, self.clock = config, clock
+        self.truth = Truth(config.record_calls, config.record_requests)
+        self.limiter = Limiter(config.limits)
+        self.cache = PromptCache()
+        self.schedule = Schedule(config.schedule, clock.time())
+
+
+class Call:
+    """One request from its first byte to its last; `close` writes it into the truth, once."""
+
+    def __init__(self, sim: Simulator, request: web.Request) -> None:
+        self.sim, self.request = sim, request
+        self.scenario: Scenario = PLAIN
+        self.body = b""
+        self.streaming = False
+        self.headers: dict[str, str] = {}
+        path, _, query = request.raw_path.partition("?")
+        self.line = Line(new_id("req_011C", 20), request.method, path, sim.clock.time())
+        headers = request.raw_headers if sim.config.record_headers else without_credentials(request.raw_headers)
+        self.recorded = Recorded(self.line.request_id, request.method, path, query, headers)
+        self.rng = random.Random(0)
+        sim.truth.requests.append(self.recorded)
+        sim.truth.in_flight += 1
+
+    def authenticate(self) -> None:
+        """Find the key (x-api-key or Bearer) and the version, or raise the API's 401 or 400."""
+        headers = self.request.headers
+        key = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ").strip()
+        if not key:
+            raise ApiError(401, "authentication_error", "x-api-key header is required")
+        allowed = self.sim.config.api_keys
+        if allowed and key not in allowed:
+            raise ApiError(401, "authentication_error", "invalid x-api-key")
+        self.line.key_hash = hashed(key)
+        version = headers.get("anthropic-version")
+        if version is None:
+            raise invalid("anthropic-version: header is required")
+        if version not in VERSIONS:
+            raise invalid(f'anthropic-version: "{version}" is not a valid version')
+
+    def choose_scenario(self) -> None:
+        """Take the scenario of the header, else of the schedule."""
+        asked = self.request.headers.get("x-simulator-scenario")
+        if asked is not None:
+            self.scenario = parse(asked)
+        else:
+            self.scenario = self.sim.schedule.choose(self.line.path, self.sim.clock.time()) or PLAIN
+        self.line.fault = self.scenario.fault
+
+    async def read_body(self, limit: int) -> None:
+        """Read the body into `body`; raises 413 beyond `limit` bytes, 400 for an encoding that is not understood."""
+        pieces, size, digest = [], 0, sha256()
+        if (self.request.content_length or 0) > limit:
+            raise too_large()
+        async for piece in self.request.content.iter_any():
+            size += len(piece)
+            if size > limit:
+                raise too_large()
+            digest.update(piece)
+            pieces.append(piece)
+        self.recorded.body_bytes, self.recorded.body_sha256 = size, digest.hexdigest()
+        self.body = _decoded(b"".join(pieces), self.request.headers.get("content-encoding", "identity"), limit)
+        seed = self.sim.config.seed if self.scenario.seed is None else self.scenario.seed
+        self.rng.seed(blake2b(self.body, digest_size=8, salt=seed.to_bytes(16, "big", signed=True)).digest())
+
+    def delay(self, asked: float | None, usual: float) -> float:
+        """Seconds to wait: exactly what the scenario asks, else drawn around what is usual; both in ms."""
+        if asked is not None:
+            return asked / 1000
+        return usual * self.rng.lognormvariate(0, self.sim.config.jitter) / 1000 if usual else 0.0
+
+    async def wait(self, seconds: float) -> None:
+        """Wait, if there is anything to wait for."""
+        if seconds > 0:
+            await self.sim.clock.sleep(seconds)
+
+    def response_headers(self) -> dict[str, str]:
+        """What every response carries."""
+        headers = {"request-id": self.line.request_id, "anthropic-organization-id": ORGANIZATION, **self.headers}
+        if self.scenario.cookie:
+            headers["set-cookie"] = f"__cf_bm={new_id('', 24)}; path=/; HttpOnly; Secure"
+        if self.scenario.should_retry is not None:
+            headers["x-should-retry"] = str(self.scenario.should_retry).lower()
+        return headers
+
+    def answer(self, payload: object, status: int = 200) -> web.Response:
+        """A finished JSON answer."""
+        return self.raw(msgspec.json.encode(payload), JSON, status)
+
+    def raw(self, body: bytes, content_type: str, status: int = 200) -> web.Response:
+        """A finished answer of any type."""
+        self.line.status = status
+        headers = self.response_headers()
+        headers["content-type"] = content_type
+        if self.scenario.gzip and "gzip" in self.request.headers.get("accept-encoding", ""):
+            body = gzip.compress(body, mtime=0)
+            headers["content-encoding"] = "gzip"
+        return web.Response(body=body, status=status, headers=headers)
+
+    def refuse(self, error: ApiError) -> web.Response:
+        """An error as an answer."""
+        self.headers.update(error.headers)
+        return self.raw(errors.body(error, self.line.request_id), JSON, error.status)
+
+    def close(self, ending: Ending = "completed") -> None:
+        """Write the call into the truth; only the first ending counts."""
+        if self.line.ending == "open":
+            self.line.ending = ending
+            self.line.ended = self.sim.clock.time()
+            self.sim.truth.in_flight -= 1
+            self.sim.truth.close(self.line)
+
+    async def hang(self) -> NoReturn:
+        """Wait until the client leaves, which cancels this task."""
+        while True:
+            await asyncio.Event().wait()
+
+    async def drop(self, *, reset: bool) -> NoReturn:
+        """End the connection, politely (FIN, what was written arrives) or with a reset (RST)."""
+        self.close("cut")
+        transport = self.request.transport
+        if transport is not None and reset:
+            sock: socket.socket = transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            transport.abort()
+        elif transport is not None:
+            transport.close()
+        await self.hang()
+
+
+def too_large() -> ApiError:
+    """The 413 for a body beyond the limit of its route."""
+    return ApiError(413, "request_too_large", "Request exceeds the maximum size")
+
+
+def _decoded(data: bytes, encoding: str, limit: int) -> bytes:
+    if encoding == "identity":
+        return data
+    if encoding not in ("gzip", "deflate"):
+        raise invalid(f"Unsupported Content-Encoding: {encoding}", "request_body_encoding_unsupported")
+    unpack = zlib.decompressobj(zlib.MAX_WBITS | 32 if encoding == "gzip" else zlib.MAX_WBITS)
+    try:
+        plain = unpack.decompress(data, limit + 1)
+    except zlib.error:
+        raise invalid(f"The request body is not valid {encoding}", "request_body_encoding_invalid") from None
+    if len(plain) > limit:
+        raise ApiError(413, "request_too_large", "Too large", code="request_body_too_large_after_decoding")
+    return plain

@@ -1,0 +1,121 @@
+"""POST /v1/messages and POST /v1/messages/count_tokens."""
+
+from aiohttp import web
+
+from service.simulator import generate, models, request, stream
+from service.simulator.breaking import before_headers
+from service.simulator.call import Call
+from service.simulator.errors import invalid
+from service.simulator.generate import Answer
+from service.simulator.limits import Pool
+from service.simulator.models import Model
+from service.simulator.prompt_cache import InputUsage
+from service.simulator.request import Prompt, Request
+from service.simulator.truth import Billed
+
+_LIMIT_FAULTS = {
+    "rate_limit_requests": "requests",
+    "rate_limit_input_tokens": "input-tokens",
+    "rate_limit_output_tokens": "output-tokens",
+}
+
+
+async def create(call: Call) -> web.StreamResponse:
+    """One answer, in one piece or streamed."""
+    asked = request.decode(call.body, Request)
+    call.streaming = bool(asked.stream)
+    call.line.kind = "stream" if call.streaming else "message"
+    model = checked(call, asked)
+    now = call.sim.clock.time()
+    pool = call.sim.limiter.pool(call.line.key_hash, model, now)
+    if limit := _LIMIT_FAULTS.get(call.scenario.fault):
+        seconds = call.scenario.retry_after
+        raise pool.refusal(limit, 5 if seconds is None else seconds, now, pretend=True)
+    await before_headers(call, call.sim.config.ttfb_ms)
+    usage = _admit(call, asked, model, pool)
+    config = call.sim.config
+    answer = generate.compose(asked, call.scenario, call.rng, config.seed, config.output_tokens)
+    message = opening(call, asked, model, usage)
+    if asked.stream:
+        return await stream.send(call, answer, message, pool)
+    gaps = stream.chunk_count(answer, call.scenario)
+    await call.wait(sum(call.delay(call.scenario.gap_ms, config.gap_ms) for _ in range(gaps)))
+    pool.produced(answer.output_tokens, call.sim.clock.time())
+    call.headers = pool.headers(call.sim.clock.time())
+    call.line.billed.output_tokens = answer.output_tokens
+    return call.answer(finished(message, answer))
+
+
+async def count(call: Call) -> web.StreamResponse:
+    """The input tokens of a request that is not made."""
+    asked = request.decode(call.body, Prompt)
+    call.line.kind = "count_tokens"
+    checked(call, asked)
+    await before_headers(call, call.sim.config.ttfb_ms)
+    return call.answer({"input_tokens": request.count(asked)})
+
+
+def checked(call: Call, asked: Prompt) -> Model:
+    """The model of the request, once the request is known to be good; raises the API's 400 or 404."""
+    model = models.find(asked.model)
+    call.line.model = model.id
+    request.check(asked, model, call.request.headers.get("anthropic-version", ""))
+    return model
+
+
+def _admit(call: Call, asked: Request, model: Model, pool: Pool) -> InputUsage:
+    """Pass the rate limits and start the bill."""
+    now = call.sim.clock.time()
+    total = request.count(asked)
+    if total > model.context:
+        raise invalid(f"prompt is too long: {total} tokens > {model.context} maximum")
+    if b'"cache_control"' in call.body:
+        usage = call.sim.cache.use(f"{call.line.key_hash} {model.id}", asked, now)
+    else:
+        usage = InputUsage(plain=total)
+    pool.admit(usage.limited, now)
+    call.headers = pool.headers(now)
+    call.line.billed = Billed(1, usage.plain, usage.written_5m + usage.written_1h, usage.read)
+    return usage
+
+
+def opening(call: Call, asked: Request, model: Model, usage: InputUsage, tier: str = "standard") -> dict[str, object]:
+    """The message before it has any content, its usage before any output."""
+    message_id = call.line.message_id = generate.new_id("msg_01")
+    bill: dict[str, object] = {
+        "input_tokens": usage.plain,
+        "cache_creation_input_tokens": usage.written_5m + usage.written_1h,
+        "cache_read_input_tokens": usage.read,
+        "cache_creation": {
+            "ephemeral_5m_input_tokens": usage.written_5m,
+            "ephemeral_1h_input_tokens": usage.written_1h,
+        },
+        "output_tokens": 1,
+        "service_tier": tier,
+        "inference_geo": asked.inference_geo or "global",
+    }
+    if asked.speed:
+        bill["speed"] = asked.speed
+    return {
+        "id": message_id,
+        "type": "message",
+        "role": "assistant",
+        "model": model.id,
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "stop_details": None,
+        "usage": bill,
+    }
+
+
+def finished(message: dict[str, object], answer: Answer) -> dict[str, object]:
+    """The message with all its content."""
+    bill = message["usage"]
+    assert isinstance(bill, dict)
+    bill["output_tokens"] = answer.output_tokens
+    if answer.thinking_tokens:
+        bill["output_tokens_details"] = {"thinking_tokens": answer.thinking_tokens}
+    message["content"] = [part.content() for part in answer.parts]
+    message["stop_reason"], message["stop_sequence"] = answer.stop_reason, answer.stop_sequence
+    return message

@@ -1,0 +1,125 @@
+"""The true count of what was served and billed, and a recording of what came in."""
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import sha256
+from typing import Literal
+
+import msgspec
+
+Ending = Literal["open", "completed", "aborted", "cut", "errored"]
+_CREDENTIALS = (b"x-api-key", b"authorization", b"proxy-authorization", b"cookie")
+
+
+@lru_cache(maxsize=4096)
+def hashed(secret: str) -> str:
+    """Sixteen hex digits that stand for a key; the key itself is never shown."""
+    return sha256(secret.encode()).hexdigest()[:16]
+
+
+class Billed(msgspec.Struct):
+    """Tokens that were billed. Input is split as in usage; nothing is counted twice."""
+
+    requests: int = 0
+    input_tokens: int = 0
+    cache_creation_input_tokens: int = 0
+    cache_read_input_tokens: int = 0
+    output_tokens: int = 0
+
+    def add(self, other: "Billed") -> None:
+        """Add `other` to this."""
+        self.requests += other.requests
+        self.input_tokens += other.input_tokens
+        self.cache_creation_input_tokens += other.cache_creation_input_tokens
+        self.cache_read_input_tokens += other.cache_read_input_tokens
+        self.output_tokens += other.output_tokens
+
+
+class Line(msgspec.Struct):
+    """One request: what it was, how it ended, what was billed. Times in seconds since the epoch."""
+
+    request_id: str
+    method: str
+    path: str
+    started: float
+    key_hash: str = ""
+    kind: str = "other"  # message, stream, count_tokens, batch, other
+    model: str | None = None
+    message_id: str | None = None
+    status: int = 0  # 0: no status line was sent
+    fault: str = ""
+    ending: Ending = "open"  # of the response: aborted by the client, cut by a fault, errored in-band
+    billed: Billed = msgspec.field(default_factory=Billed)
+    first_byte: float | None = None
+    ended: float | None = None
+
+
+class Recorded(msgspec.Struct):
+    """One request as it came in. The body is kept as its SHA-256 and length only."""
+
+    request_id: str
+    method: str
+    path: str
+    query: str
+    headers: tuple[tuple[bytes, bytes], ...]
+    body_sha256: str = sha256().hexdigest()
+    body_bytes: int = 0
+
+    def shown(self) -> dict[str, object]:
+        """As JSON: headers in the order received, names as spelled by the client."""
+        headers = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in self.headers]
+        return {name: getattr(self, name) for name in self.__struct_fields__} | {"headers": headers}
+
+
+def without_credentials(headers: tuple[tuple[bytes, bytes], ...]) -> tuple[tuple[bytes, bytes], ...]:
+    """The headers with the SHA-256 of each credential in its place."""
+    return tuple(
+        (name, sha256(value).hexdigest().encode()) if name.lower() in _CREDENTIALS else (name, value)
+        for name, value in headers
+    )
+
+
+@dataclass
+class Truth:
+    """Counts since the start or the last reset."""
+
+    keep_lines: int
+    keep_requests: int
+    by_status: Counter[int] = field(default_factory=Counter)
+    streams: Counter[str] = field(default_factory=Counter)
+    billed: dict[tuple[str, str, str], Billed] = field(default_factory=dict)
+    in_flight: int = 0
+
+    def __post_init__(self) -> None:
+        self.lines: deque[Line] = deque(maxlen=self.keep_lines)
+        self.requests: deque[Recorded] = deque(maxlen=self.keep_requests)
+
+    def close(self, line: Line) -> None:
+        """Count a request that has ended."""
+        self.by_status[line.status] += 1
+        if line.kind == "stream" and line.status == 200:
+            self.streams[line.ending] += 1
+        if line.billed.requests and line.model:
+            self.bill(line.key_hash, line.model, line.kind, line.billed)
+        self.lines.append(line)
+
+    def bill(self, key_hash: str, model: str, kind: str, billed: Billed) -> None:
+        """Add to the bill of a key."""
+        self.billed.setdefault((key_hash, model, kind), Billed()).add(billed)
+
+    def reset(self) -> None:
+        """Forget all but what is in flight, which will be counted when it ends."""
+        for each in (self.by_status, self.streams, self.billed, self.lines, self.requests):
+            each.clear()
+
+    def counts(self) -> dict[str, object]:
+        """What GET /_simulator/counts shows."""
+        streams: dict[str, int] = {name: self.streams[name] for name in ("completed", "aborted", "cut", "errored")}
+        billed = [
+            {"key_hash": key, "model": model, "kind": kind, **msgspec.structs.asdict(bill)}
+            for (key, model, kind), bill in self.billed.items()
+        ]
+        by_status = {str(status): count for status, count in sorted(self.by_status.items())}
+        requests = {"total": self.by_status.total(), "in_flight": self.in_flight, "by_status": by_status}
+        return {"requests": requests, "streams": streams, "billed": billed, "calls": list(self.lines)}
