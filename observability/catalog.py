@@ -1,0 +1,282 @@
+"""Every metric, span, attribute and log event, declared once: name, unit, meaning, closed label values, buckets + why.
+
+Names follow the OpenTelemetry GenAI conventions (semantic-conventions-genai, November 2026) translated to Prometheus:
+dots become underscores, seconds and `_total` are suffixes, label keys are attribute keys. What the conventions do not
+cover is under `claude_proxy_`. The README's telemetry tables equal this file, by test.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+OTHER = "other"
+"""What a client-supplied label value outside its known set is folded into."""
+
+LLM_SECONDS = (
+    0.01,
+    0.02,
+    0.04,
+    0.08,
+    0.16,
+    0.32,
+    0.64,
+    1.28,
+    2.56,
+    5.12,
+    10.24,
+    20.48,
+    40.96,
+    81.92,
+    163.84,
+    327.68,
+    655.36,
+)
+"""The GenAI conventions' doubling edges, and three more: an agent's call may last the SDKs' ten minutes."""
+
+OVERHEAD_SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048)
+"""Our own time is a millisecond when well, so the edges start below it and end where somebody must be woken."""
+
+
+class Fault(StrEnum):
+    """Whose fault an outcome is; alerts page only for `us` and `provider`."""
+
+    NOBODY = "nobody"
+    CLIENT = "client"
+    US = "us"
+    PROVIDER = "provider"
+
+
+class Outcome(StrEnum):
+    """How a request ended: exactly one of these, however it ends."""
+
+    OK = "ok"
+    REFUSED = "refused"
+    CLIENT_INVALID = "client_invalid"
+    CLIENT_AUTH = "client_auth"
+    CLIENT_LIMITED = "client_limited"
+    CLIENT_ABORT = "client_abort"
+    QUEUE_REJECTED = "queue_rejected"
+    DRAINING = "draining"
+    UPSTREAM_429 = "upstream_429"
+    UPSTREAM_OVERLOADED = "upstream_overloaded"
+    UPSTREAM_ERROR = "upstream_error"
+    UPSTREAM_TIMEOUT = "upstream_timeout"
+    UPSTREAM_UNREACHABLE = "upstream_unreachable"
+    CUT_OFF = "cut_off"
+    STALLED = "stalled"
+    INTERNAL_ERROR = "internal_error"
+    INTERRUPTED = "interrupted"
+
+
+OUTCOMES: dict[Outcome, tuple[Fault, str]] = {
+    Outcome.OK: (Fault.NOBODY, "answered completely"),
+    Outcome.REFUSED: (Fault.NOBODY, "answered completely, and the model refused (stop_reason refusal)"),
+    Outcome.CLIENT_INVALID: (Fault.CLIENT, "the request was wrong: said by us or by the provider"),
+    Outcome.CLIENT_AUTH: (Fault.CLIENT, "no credential, or one that was not accepted"),
+    Outcome.CLIENT_LIMITED: (Fault.CLIENT, "over a limit of ours for this client"),
+    Outcome.CLIENT_ABORT: (Fault.CLIENT, "the client left before the last byte"),
+    Outcome.QUEUE_REJECTED: (Fault.US, "no room within the wait allowed"),
+    Outcome.DRAINING: (Fault.US, "ended by our shutdown"),
+    Outcome.UPSTREAM_429: (Fault.PROVIDER, "the provider said 429"),
+    Outcome.UPSTREAM_OVERLOADED: (Fault.PROVIDER, "the provider said 529 or overloaded_error, also inside a stream"),
+    Outcome.UPSTREAM_ERROR: (
+        Fault.PROVIDER,
+        "the provider failed: 5xx, an error event, an answer that makes no sense, our key refused",
+    ),
+    Outcome.UPSTREAM_TIMEOUT: (Fault.PROVIDER, "no answer within the first-byte or the total timeout"),
+    Outcome.UPSTREAM_UNREACHABLE: (Fault.PROVIDER, "no connection could be made: nothing was sent"),
+    Outcome.CUT_OFF: (Fault.PROVIDER, "the provider's answer ended before it was complete"),
+    Outcome.STALLED: (Fault.PROVIDER, "the provider's answer stopped coming for longer than the idle timeout"),
+    Outcome.INTERNAL_ERROR: (Fault.US, "a bug of ours"),
+    Outcome.INTERRUPTED: (Fault.US, "our process died during the call (known only to the ledger)"),
+}
+"""Each outcome with whose fault it is and what it means."""
+
+ERROR_TYPES = frozenset(
+    {
+        *(o.value for o in Outcome if o not in (Outcome.OK, Outcome.REFUSED)),
+        "invalid_request_error",
+        "authentication_error",
+        "billing_error",
+        "permission_error",
+        "not_found_error",
+        "conflict_error",
+        "request_too_large",
+        "rate_limit_error",
+        "api_error",
+        "timeout_error",
+        "overloaded_error",
+        "invalid_response",
+        "no_answer",
+    }
+)
+"""Values of `error_type`: the provider's own type where it gave one, else our outcome or the reason; the rest `_OTHER`."""
+
+LIMITS_429 = ("requests", "input_tokens", "output_tokens", "spend", "acceleration", "unknown")
+"""Which limit a 429 named (`limit` label)."""
+
+ATTEMPT_REASONS = ("ok", "http_error", "not_sent", "no_answer", "timeout", "died_mid_body", "stalled", "aborted")
+"""How one try ended (`reason` label): by an HTTP answer or by which failure of the connection."""
+
+SIGNALS = ("spans", "logs")
+"""What leaves the process by itself (`signal` label)."""
+
+DROP_REASONS = frozenset(("queue_full", "export_failed", "write_failed"))
+"""Why telemetry was lost (`reason` label of the dropped counter)."""
+
+PROVIDERS = ("anthropic",)
+OPERATIONS = ("chat",)
+STATUSES = tuple(
+    str(code)
+    for code in (200, 201, 202, 204, 304, 400, 401, 402, 403, 404, 408, 409, 413, 422, 429, 500, 502, 503, 504, 529)
+)
+"""Statuses that get a label of their own; any other is `other`, no answer is the empty string."""
+
+
+class Type(StrEnum):
+    """Prometheus metric types in use."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric family. `name` is as exposed, without `_bucket`/`_total`; `exemplar` says whether samples carry one."""
+
+    name: str
+    type: Type
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+    exemplar: bool = False
+
+
+OPERATION, PROVIDER, MODEL, ROUTE = (
+    "gen_ai_operation_name",
+    "gen_ai_provider_name",
+    "gen_ai_request_model",
+    "http_route",
+)
+_OPM = (OPERATION, PROVIDER, MODEL)
+
+
+def _tokens(kind: str, what: str) -> Metric:
+    name = f"gen_ai_client_inference_usage_{kind}_tokens"
+    return Metric(name, Type.COUNTER, f"{what} Absent where the provider did not say.", _OPM)
+
+
+INFERENCE_DURATION = Metric(
+    "gen_ai_client_inference_duration_seconds", Type.HISTOGRAM,
+    "Seconds from sending the call until its last byte arrived, failures included.",
+    (*_OPM, "error_type"), LLM_SECONDS, exemplar=True,
+)  # fmt: skip
+FIRST_CHUNK = Metric(
+    "gen_ai_client_inference_time_to_first_chunk_seconds", Type.HISTOGRAM,
+    "Streams: seconds from sending the call until the first content_block_delta.", _OPM, LLM_SECONDS, exemplar=True,
+)  # fmt: skip
+INPUT_TOKENS = _tokens("input", "Input tokens, cached ones included.")
+OUTPUT_TOKENS = _tokens("output", "Output tokens, thinking included.")
+CACHE_READ_TOKENS = _tokens("cache_read_input", "Input tokens read from the prompt cache (part of input).")
+CACHE_WRITE_TOKENS = _tokens("cache_write_input", "Input tokens written to the prompt cache (part of input).")
+REASONING_TOKENS = _tokens("reasoning_output", "Thinking tokens (part of output).")
+REQUESTS = Metric(
+    "claude_proxy_requests", Type.COUNTER, "Requests ended, by outcome: the SLI. Sums to requests started.",
+    (ROUTE, PROVIDER, MODEL, "outcome"), exemplar=True,
+)  # fmt: skip
+REQUEST_DURATION = Metric(
+    "claude_proxy_request_duration_seconds", Type.HISTOGRAM,
+    "Seconds the client waited: first byte in to last byte out.",
+    (ROUTE, "streaming", "outcome"), LLM_SECONDS, exemplar=True,
+)  # fmt: skip
+IN_FLIGHT = Metric(
+    "claude_proxy_in_flight_requests",
+    Type.GAUGE,
+    "Requests begun and not ended, streams until their last byte.",
+    (ROUTE,),
+)
+OVERHEAD = Metric(
+    "claude_proxy_overhead_seconds", Type.HISTOGRAM,
+    "Our own seconds per request: total minus the union of waiting for the provider and for the client.",
+    (ROUTE, "streaming"), OVERHEAD_SECONDS, exemplar=True,
+)  # fmt: skip
+UPSTREAM_ATTEMPTS = Metric(
+    "claude_proxy_upstream_attempts", Type.COUNTER, "Every try at the provider, by HTTP status and how it ended.",
+    (PROVIDER, MODEL, "status", "reason"),
+)  # fmt: skip
+UPSTREAM_429 = Metric(
+    "claude_proxy_upstream_429", Type.COUNTER, "429 answers of the provider, by the limit that said no.",
+    (PROVIDER, MODEL, "limit"), exemplar=True,
+)  # fmt: skip
+REJECTED = Metric(
+    "claude_proxy_rejected",
+    Type.COUNTER,
+    "Requests we refused ourselves, by the wire error type we answered.",
+    (ROUTE, "reason"),
+)
+TELEMETRY_DROPPED = Metric(
+    "claude_proxy_telemetry_dropped", Type.COUNTER, "What telemetry lost, by signal.", ("signal", "reason")
+)
+TELEMETRY_LAST_SUCCESS = Metric(
+    "claude_proxy_telemetry_last_success_timestamp_seconds",
+    Type.GAUGE,
+    "When a signal last left the process.",
+    ("signal",),
+)
+BUILD_INFO = Metric("claude_proxy_build_info", Type.GAUGE, "Always 1; what runs.", ("version", "python"))
+
+METRICS: tuple[Metric, ...] = (
+    INFERENCE_DURATION, FIRST_CHUNK,
+    INPUT_TOKENS, OUTPUT_TOKENS, CACHE_READ_TOKENS, CACHE_WRITE_TOKENS, REASONING_TOKENS,
+    REQUESTS, REQUEST_DURATION, IN_FLIGHT, OVERHEAD, UPSTREAM_ATTEMPTS, UPSTREAM_429, REJECTED,
+    TELEMETRY_DROPPED, TELEMETRY_LAST_SUCCESS, BUILD_INFO,
+)  # fmt: skip
+
+STOCK_PREFIXES = ("flask_", "process_", "python_")
+"""Families of prometheus-flask-exporter and prometheus-client, exposed as they come (flask_* is time to headers)."""
+
+
+class LogEvent(StrEnum):
+    """Values of `event` in our JSON lines."""
+
+    REQUEST = "request"
+    CALL = "call"
+    LOG = "log"
+
+
+class Attr:
+    """Span attribute keys that this project sets itself (the instrumentors add the stable HTTP ones)."""
+
+    OPERATION = "gen_ai.operation.name"
+    PROVIDER = "gen_ai.provider.name"
+    REQUEST_MODEL = "gen_ai.request.model"
+    REQUEST_STREAM = "gen_ai.request.stream"
+    REQUEST_MAX_TOKENS = "gen_ai.request.max_tokens"
+    RESPONSE_ID = "gen_ai.response.id"
+    RESPONSE_MODEL = "gen_ai.response.model"
+    FINISH_REASONS = "gen_ai.response.finish_reasons"
+    TIME_TO_FIRST_CHUNK = "gen_ai.response.time_to_first_chunk"
+    INPUT_TOKENS = "gen_ai.usage.input_tokens"
+    OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
+    CACHE_READ_TOKENS = "gen_ai.usage.cache_read.input_tokens"
+    CACHE_WRITE_TOKENS = "gen_ai.usage.cache_write.input_tokens"
+    REASONING_TOKENS = "gen_ai.usage.reasoning.output_tokens"
+    ERROR_TYPE = "error.type"
+    RESEND_COUNT = "http.request.resend_count"
+    SERVER_ADDRESS = "server.address"
+    SERVER_PORT = "server.port"
+    ANTHROPIC_REQUEST_ID = "anthropic.request.id"
+    REQUEST_ID = "claude_proxy.request_id"
+    OUTCOME = "claude_proxy.outcome"
+    CLIENT = "claude_proxy.client"
+    SPAN_ENDS_AT = "claude_proxy.span_ends_at"
+    RETRY_AFTER = "claude_proxy.retry_after"
+    LIMIT = "claude_proxy.limit"
+    CLAUDE_CODE_SESSION = "claude_code.session_id"
+    CLAUDE_CODE_AGENT = "claude_code.agent_id"
+
+
+FIRST_CHUNK_EVENT = "first_chunk"
+"""Span event on the `chat` span at the first content_block_delta."""

@@ -1,0 +1,155 @@
+"""One JSON object per line on stdout: ours, gunicorn's and every library's through one formatter. Never blocks the loop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any, cast
+
+import msgspec
+import structlog
+from opentelemetry import trace
+from structlog.typing import FilteringBoundLogger
+
+from observability import catalog
+
+MAX_WAITING = 10_000
+"""Lines that may wait for stdout (about 10 MB) before further ones are dropped and counted."""
+
+_formatter = logging.Formatter()
+_encode = msgspec.json.Encoder(enc_hook=str).encode
+Drop = Callable[[str, int], None]
+"""Told the reason and the number of lines lost."""
+
+
+class LineWriter:
+    """Writes lines to a descriptor from a thread of its own, so that a stalled reader of stdout stalls no request."""
+
+    def __init__(
+        self, descriptor: int, on_drop: Drop, on_success: Callable[[], None], bound: int = MAX_WAITING
+    ) -> None:
+        self._descriptor = descriptor
+        self._on_drop, self._on_success = on_drop, on_success
+        self._bound = bound
+        self._lines: deque[bytes] = deque()
+        self._wake = threading.Event()
+        self._written = threading.Event()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
+        self._thread.start()
+
+    def write(self, line: bytes) -> None:
+        """Queue one line; over the bound it is dropped and counted."""
+        if len(self._lines) >= self._bound:
+            self._on_drop("queue_full", 1)
+            return
+        self._lines.append(line)
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def close(self, timeout: float) -> None:
+        """Write what waits, for at most `timeout` seconds."""
+        self._closing = True
+        self._wake.set()
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            while self._lines:
+                batch = [self._lines.popleft() for _ in range(min(len(self._lines), 256))]
+                self._put(b"".join(batch), len(batch))
+            if self._closing and not self._lines:
+                return
+
+    def _put(self, data: bytes, count: int) -> None:
+        try:
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+        except OSError:
+            self._on_drop("write_failed", count)
+        else:
+            self._on_success()
+
+
+def write_now(line: bytes) -> None:
+    """Write to stdout at once: for processes that serve nothing (the master, the command line)."""
+    try:
+        os.write(1, line)
+    except OSError:  # stdout is gone, and with it the only place to say so
+        return
+
+
+def install(write: Callable[[bytes], None], level: str) -> FilteringBoundLogger:
+    """Route the standard library's logging through `write` and return our own logger."""
+    number = logging.getLevelNamesMapping()[level.upper()]
+    handler = _Handler(write)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(max(number, logging.INFO))
+    for noisy in ("gunicorn.error", "gunicorn.access"):
+        logger = logging.getLogger(noisy)
+        logger.handlers[:] = []
+        logger.propagate = True
+    ours = structlog.wrap_logger(
+        _Line(write),
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            _timestamp,
+            _trace_ids,
+            structlog.processors.format_exc_info,
+            _render,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        cache_logger_on_first_use=True,
+    )
+    return cast(FilteringBoundLogger, ours)
+
+
+class _Line:
+    """structlog's end of the pipe: takes rendered bytes."""
+
+    def __init__(self, write: Callable[[bytes], None]) -> None:
+        self.msg = write
+        self.debug = self.info = self.warning = self.error = self.critical = self.exception = write
+
+
+class _Handler(logging.Handler):
+    """The standard library's records in the same shape, as event `log`."""
+
+    def __init__(self, write: Callable[[bytes], None]) -> None:
+        super().__init__()
+        self._write = write
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fields: dict[str, Any] = {
+            "event": catalog.LogEvent.LOG,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            fields["exception"] = _formatter.formatException(record.exc_info)
+        line = _render(None, "", _trace_ids(None, "", _timestamp(None, "", fields)))
+        self._write(line)
+
+
+_timestamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
+
+
+def _trace_ids(_logger: Any, _method: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    if "trace_id" not in fields:
+        context = trace.get_current_span().get_span_context()
+        if context.is_valid:
+            fields["trace_id"] = trace.format_trace_id(context.trace_id)
+            fields["span_id"] = trace.format_span_id(context.span_id)
+    return fields
+
+
+def _render(_logger: Any, _method: str, fields: Mapping[str, Any]) -> bytes:
+    return _encode(fields) + b"\n"

@@ -1,0 +1,72 @@
+"""Brings a process's telemetry up (after the fork) and down again, within a bound."""
+
+from __future__ import annotations
+
+import platform
+import threading
+import time
+from collections.abc import Set
+from dataclasses import dataclass
+
+from opentelemetry.sdk.trace import TracerProvider
+from prometheus_client import CollectorRegistry
+from structlog.typing import FilteringBoundLogger
+
+from observability import catalog, logs, metrics, tracing
+
+
+@dataclass(frozen=True, slots=True)
+class Telemetry:
+    """One process's three signals."""
+
+    metrics: metrics.Metrics
+    tracing: tracing.Tracing
+    log: FilteringBoundLogger
+    _writer: logs.LineWriter | None
+    _provider: TracerProvider
+
+    def stop(self, timeout: float) -> None:
+        """Flush spans and log lines; blocks at most `timeout` seconds in all."""
+        # A daemon thread, because a dead backend must not hold the process: shutdown() itself has no bound.
+        flush = threading.Thread(target=self._provider.shutdown, name="span-flush", daemon=True)
+        flush.start()
+        deadline = time.monotonic() + timeout
+        flush.join(timeout * 0.75)
+        if self._writer is not None:
+            self._writer.close(max(0.05, deadline - time.monotonic()))
+
+
+def start(
+    *,
+    service_name: str,
+    version: str,
+    otlp_endpoint: str,
+    log_level: str,
+    routes: Set[str],
+    models: Set[str],
+    stdout: int | None = 1,
+) -> Telemetry:
+    """Start all signals. `routes` and `models` close those labels; `stdout` is the log's descriptor (None: no log)."""
+    registry = CollectorRegistry()
+    metrics.register_process(registry)
+    made = metrics.Metrics(registry, routes=routes, models=models)
+    made.set(catalog.BUILD_INFO, 1, (version, platform.python_version()))
+
+    def dropped(signal: str, reason: str, count: int) -> None:
+        made.add(catalog.TELEMETRY_DROPPED, (signal, reason), count)
+
+    def succeeded(signal: str) -> None:
+        made.set(catalog.TELEMETRY_LAST_SUCCESS, time.time(), (signal,))
+
+    writer = None
+    if stdout is not None:
+        writer = logs.LineWriter(stdout, lambda reason, n: dropped("logs", reason, n), lambda: succeeded("logs"))
+    provider = tracing.make_provider(
+        service_name, version, otlp_endpoint, lambda: succeeded("spans"), lambda reason, n: dropped("spans", reason, n)
+    )
+    log = logs.install(writer.write if writer is not None else _nowhere, log_level)
+    return Telemetry(made, tracing.Tracing(provider, version), log, writer, provider)
+
+
+def _nowhere(_line: bytes) -> None:
+    """For tests and tools that want no log."""

@@ -1,0 +1,163 @@
+"""The closing act: one record in, and metrics, spans and the log line out, all from it. It never raises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from opentelemetry.trace import Span
+
+from observability import catalog
+from observability.catalog import Attr, Fault, LogEvent, Outcome
+from observability.metrics import Exemplar
+from observability.start import Telemetry
+from service.record import Attempt, Kind, Record, Usage
+
+_LEVEL = {Fault.NOBODY: "info", Fault.CLIENT: "info", Fault.PROVIDER: "warning", Fault.US: "error"}
+
+
+class Closing:
+    """Writes what is said of requests and calls that have ended."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._metrics = telemetry.metrics
+        self._tracing = telemetry.tracing
+        self._log = telemetry.log
+
+    def began(self, route: str) -> None:
+        """A request has begun."""
+        self._metrics.add(catalog.IN_FLIGHT, (route,), 1)
+
+    def close(self, record: Record, server: Span | None, inference: Span | None) -> None:
+        """A request or call has ended: `server` is the request's span, `inference` that of its provider call."""
+        try:
+            if inference is not None:
+                self._tracing.end(inference, _inference_attributes(record), record.error_type)
+            if server is not None:
+                self._end_request(record, server)
+            self._count_call(record)
+            self._write_line(record)
+        except Exception as error:  # noqa: BLE001 telemetry never raises into a request; the failure itself is logged
+            self._log.error(LogEvent.LOG, message="closing failed", exc_info=error)
+
+    def _end_request(self, record: Record, server: Span) -> None:
+        fault = catalog.OUTCOMES[record.outcome][0]
+        failed = record.error_type or record.outcome.value if fault in (Fault.US, Fault.PROVIDER) else None
+        self._tracing.annotate(
+            server,
+            {Attr.OUTCOME: record.outcome.value, Attr.REQUEST_ID: record.request_id, Attr.CLIENT: record.client},
+            failed,
+        )
+        metrics, exemplar = self._metrics, _exemplar(record)
+        outcome, streaming = record.outcome.value, _flag(record.streaming)
+        labels = (record.route, record.provider or "", record.model or "", outcome)
+        metrics.add(catalog.IN_FLIGHT, (record.route,), -1)
+        metrics.add(catalog.REQUESTS, labels, 1, exemplar)
+        metrics.observe(catalog.REQUEST_DURATION, record.timings.total, (record.route, streaming, outcome), exemplar)
+        metrics.observe(catalog.OVERHEAD, record.timings.overhead, (record.route, streaming), exemplar)
+        if record.rejected is not None:
+            metrics.add(catalog.REJECTED, (record.route, record.rejected))
+
+    def _count_call(self, record: Record) -> None:
+        metrics, exemplar = self._metrics, _exemplar(record)
+        who = (record.provider or "", record.model or "")
+        for attempt in record.attempts:
+            metrics.add(catalog.UPSTREAM_ATTEMPTS, (*who, str(attempt.status or ""), attempt.reason))
+            if attempt.limit is not None:
+                metrics.add(catalog.UPSTREAM_429, (*who, attempt.limit), 1, exemplar)
+        if record.operation is None or record.timings.call is None:
+            return
+        call = (record.operation, *who)
+        metrics.observe(catalog.INFERENCE_DURATION, record.timings.call, (*call, record.error_type or ""), exemplar)
+        if record.streaming and record.answered.first_chunk is not None:
+            metrics.observe(catalog.FIRST_CHUNK, record.answered.first_chunk, call, exemplar)
+        usage = record.answered.usage
+        if usage is not None:
+            for row, tokens in (
+                (catalog.INPUT_TOKENS, usage.input_tokens),
+                (catalog.OUTPUT_TOKENS, usage.output_tokens),
+                (catalog.CACHE_READ_TOKENS, usage.cache_read_tokens),
+                (catalog.CACHE_WRITE_TOKENS, usage.cache_write_tokens),
+                (catalog.REASONING_TOKENS, usage.reasoning_tokens),
+            ):
+                if tokens is not None:
+                    metrics.add(row, call, tokens)
+
+    def _write_line(self, record: Record) -> None:
+        event = LogEvent.CALL if record.kind is Kind.CALL else LogEvent.REQUEST
+        level = _LEVEL[catalog.OUTCOMES[record.outcome][0]]
+        getattr(self._log, level)(event.value, **_fields(record))
+
+
+def _fields(record: Record) -> dict[str, Any]:
+    """The log line's fields; None is left out, because unknown is absent."""
+    answered, timings = record.answered, record.timings
+    usage = answered.usage
+    fields: dict[str, Any] = {
+        "trace_id": record.trace.trace_id,
+        "span_id": record.trace.span_id,
+        "request_id": record.request_id,
+        "upstream_request_id": answered.upstream_request_id,
+        "route": record.route,
+        "provider": record.provider,
+        "model": record.model,
+        "stream": record.streaming,
+        "status": record.status,
+        "outcome": record.outcome.value,
+        "error_type": record.error_type,
+        "attempts": len(record.attempts),
+        "limit": next((a.limit for a in reversed(record.attempts) if a.limit), None),
+        "retry_after_s": _last(record.attempts),
+        "total_s": _round(timings.total),
+        "call_s": _round(timings.call),
+        "ttft_s": _round(answered.first_chunk),
+        "upstream_s": _round(timings.upstream),
+        "client_wait_s": _round(timings.client_wait),
+        "overhead_s": _round(timings.overhead) if record.kind is not Kind.CALL else None,
+        "stop_reason": answered.finish_reason,
+        "client": record.client,
+    }
+    if usage is not None:
+        fields |= {
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "cache_read_tokens": usage.cache_read_tokens,
+            "cache_write_tokens": usage.cache_write_tokens,
+            "reasoning_tokens": usage.reasoning_tokens,
+        }
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def _last(attempts: tuple[Attempt, ...]) -> float | None:
+    return attempts[-1].retry_after if attempts else None
+
+
+def _inference_attributes(record: Record) -> dict[str, str | int | float | list[str] | None]:
+    answered = record.answered
+    usage = answered.usage or Usage()
+    reason = answered.finish_reason or (None if record.outcome is Outcome.OK else "error")
+    return {
+        Attr.OUTCOME: record.outcome.value,
+        Attr.RESPONSE_ID: answered.response_id,
+        Attr.RESPONSE_MODEL: answered.model,
+        Attr.FINISH_REASONS: [reason] if reason else None,
+        Attr.TIME_TO_FIRST_CHUNK: answered.first_chunk,
+        Attr.ANTHROPIC_REQUEST_ID: answered.upstream_request_id,
+        Attr.INPUT_TOKENS: usage.input_tokens,
+        Attr.OUTPUT_TOKENS: usage.output_tokens,
+        Attr.CACHE_READ_TOKENS: usage.cache_read_tokens,
+        Attr.CACHE_WRITE_TOKENS: usage.cache_write_tokens,
+        Attr.REASONING_TOKENS: usage.reasoning_tokens,
+    }
+
+
+def _exemplar(record: Record) -> Exemplar:
+    """The ids that lead from a sample to its trace: only for a trace that is kept."""
+    return {"trace_id": record.trace.trace_id, "span_id": record.trace.span_id} if record.trace.kept else None
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _round(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 6)

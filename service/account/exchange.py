@@ -1,0 +1,180 @@
+"""One request, and its provider calls, while they run: gathers what the record will say and closes it exactly once."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+
+from opentelemetry import trace
+from opentelemetry.trace import Span, SpanContext
+
+from observability import catalog
+from observability.catalog import Attr, Outcome
+from observability.tracing import Attributes, Tracing
+from service.account.closing import Closing
+from service.lifetime import Lifetime
+from service.record import Answered, Attempt, Kind, Record, Timings, Trace
+
+
+class Call:
+    """One provider call under way. `operation` is set for inference only; then it has a span of its own."""
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        provider: str,
+        operation: str | None,
+        model: str | None,
+        streaming: bool,
+        span: Span | None,
+    ) -> None:
+        self._clock = clock
+        self.began = clock()
+        self.provider, self.operation, self.model, self.streaming, self.span = (
+            provider,
+            operation,
+            model,
+            streaming,
+            span,
+        )
+        self.attempts: list[Attempt] = []
+        self.answered: Callable[[], Answered] = Answered
+        """Tells what the answer has said so far; set once an answer is being read."""
+        self.upstream_request_id: str | None = None
+        self._lasted: float | None = None
+
+    def elapsed(self) -> float:
+        """Seconds since the call began."""
+        return self._clock() - self.began
+
+    def first_chunk_event(self) -> None:
+        """The first piece of the answer's content has come."""
+        if self.span is not None:
+            self.span.add_event(catalog.FIRST_CHUNK_EVENT)
+
+    def stop_clock(self) -> None:
+        """The last byte has come, or the call was given up."""
+        if self._lasted is None:
+            self._lasted = self.elapsed()
+
+    @property
+    def lasted(self) -> float:
+        """Seconds the call took, or has taken."""
+        return self.elapsed() if self._lasted is None else self._lasted
+
+    def says(self) -> Answered:
+        """What the answer said, with the provider's request id."""
+        said = self.answered()
+        return Answered(
+            said.response_id, said.model, said.finish_reason, said.usage, self.upstream_request_id, said.first_chunk
+        )
+
+
+class Exchange:
+    """One HTTP request from first byte in to last byte out. Make it where the SERVER span is current."""
+
+    def __init__(self, closing: Closing, tracing: Tracing, lifetime: Lifetime, route: str) -> None:
+        self._closing, self._tracing = closing, tracing
+        self.lifetime = lifetime
+        self.route = route
+        self.request_id = f"cp_{secrets.token_hex(12)}"
+        self.kind = Kind.REQUEST
+        self.provider: str | None = None
+        self.model: str | None = None
+        self.streaming = False
+        self.client: str | None = None
+        self.status: int | None = None
+        self.rejected: str | None = None
+        self.call: Call | None = None
+        self.ended = False
+        self.server = trace.get_current_span()
+        closing.began(route)
+
+    @property
+    def trace_id(self) -> str:
+        """32 hex digits."""
+        return trace.format_trace_id(self.server.get_span_context().trace_id)
+
+    def open_call(
+        self,
+        provider: str,
+        operation: str | None,
+        model: str | None,
+        *,
+        streaming: bool,
+        attributes: Attributes | None = None,
+    ) -> Call:
+        """Begin a provider call; an inference gets its span, a child of the request's."""
+        span = None
+        if operation is not None:
+            span = self._tracing.start_inference(
+                operation,
+                model or "",
+                {
+                    Attr.OPERATION: operation,
+                    Attr.PROVIDER: provider,
+                    Attr.REQUEST_MODEL: model,
+                    Attr.REQUEST_STREAM: streaming or None,
+                    **(attributes or {}),
+                },
+            )
+        call = Call(self.lifetime.clock, provider, operation, model, streaming, span)
+        self.provider = provider
+        if self.kind is Kind.REQUEST:
+            self.call, self.model, self.streaming = call, model, streaming
+        return call
+
+    def end_call(self, call: Call, outcome: Outcome, error_type: str | None) -> None:
+        """A call has ended: a fan-out's is closed here, a single one together with its request."""
+        call.stop_clock()
+        if self.kind is not Kind.FAN_OUT:
+            self.end(outcome, error_type)
+            return
+        timings = Timings(total=call.lasted, call=call.lasted)
+        span = call.span or self.server
+        self._closing.close(self._record(Kind.CALL, call, outcome, error_type, timings, span), None, call.span)
+
+    def end(self, outcome: Outcome, error_type: str | None = None) -> None:
+        """The request has ended; only the first call counts."""
+        if self.ended:
+            return
+        self.ended = True
+        life, call = self.lifetime, self.call
+        if call is not None:
+            call.stop_clock()
+        timings = Timings(
+            total=life.clock() - life.started,
+            call=None if call is None else call.lasted,
+            upstream=life.upstream.seconds,
+            client_wait=life.client.seconds,
+        )
+        record = self._record(self.kind, call, outcome, error_type, timings, self.server)
+        self._closing.close(record, self.server, None if call is None else call.span)
+
+    def _record(
+        self, kind: Kind, call: Call | None, outcome: Outcome, error_type: str | None, timings: Timings, span: Span
+    ) -> Record:
+        return Record(
+            kind=kind,
+            request_id=self.request_id,
+            route=self.route,
+            outcome=outcome,
+            timings=timings,
+            trace=_trace(span.get_span_context()),
+            provider=call.provider if call is not None else self.provider,
+            operation=None if call is None else call.operation,
+            model=call.model if call is not None else self.model,
+            streaming=call.streaming if call is not None else self.streaming,
+            status=self.status if kind is not Kind.CALL else None,
+            error_type=error_type,
+            rejected=self.rejected,
+            attempts=tuple(call.attempts) if call is not None else (),
+            answered=call.says() if call is not None else Answered(),
+            client=self.client,
+        )
+
+
+def _trace(context: SpanContext) -> Trace:
+    return Trace(
+        trace.format_trace_id(context.trace_id), trace.format_span_id(context.span_id), context.trace_flags.sampled
+    )

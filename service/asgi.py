@@ -1,0 +1,328 @@
+"""The door for gunicorn: the bridge that runs Flask on the worker's loop, and the worker that drains properly.
+
+Each request is one asyncio task whose body is a greenlet; async views await right on the loop. Two things end a request
+from outside, both as a cancellation with a reason in its `Lifetime`: its client leaves, or the worker must stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+import resource
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from enum import IntEnum
+from typing import Any
+
+import greenback
+from gunicorn.asgi.lifespan import LifespanManager
+from gunicorn.asgi.protocol import ASGIProtocol
+from gunicorn.workers.gasgi import ASGIWorker
+
+from service.errors import ClientGone
+from service.lifetime import Ending, Lifetime
+from service.web.channel import KEY, Channel
+from service.web.flask_loop import LoopFlask, ResponseBody, absorb_cancellation
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+_BLOCKED = 0.0005
+"""Seconds after which a send counts as waiting for the client; a shorter one is our own CPU."""
+_LINGER = 2.0
+"""Seconds that an unread body is discarded after an early answer: closing at once would reset the answer away."""
+_LAST_WORDS = 3.0
+"""Seconds kept at the end of the grace for in-band endings and the last flush."""
+
+
+class Bridge:
+    """An ASGI application around a Flask app; `active` are the requests under way."""
+
+    def __init__(
+        self, app: LoopFlask, *, on_start: Callable[[], Awaitable[None]], on_stop: Callable[[], Awaitable[None]]
+    ) -> None:
+        self.app = app
+        self._on_start, self._on_stop = on_start, on_stop
+        self.active: dict[Lifetime, asyncio.Task[Any]] = {}
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Serve one ASGI scope."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1003})
+
+    def drain(self) -> None:
+        """Say that the process is going: `/readyz` answers 503 from now on."""
+        self.app.draining = True
+
+    def end_all(self, why: Ending) -> None:
+        """End every request under way, each in the way its view knows."""
+        for lifetime, task in list(self.active.items()):
+            if lifetime.ending is None:
+                lifetime.ending = why
+                task.cancel()
+
+    async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
+        lifetime = Lifetime(time.perf_counter)
+        task = asyncio.current_task()
+        assert task is not None
+        self.active[lifetime] = task
+        self.idle.clear()
+        body = _RequestBody(receive, lifetime, task)
+        try:
+            await self._serve(scope, body, lifetime, send)
+            await body.linger()
+        except asyncio.CancelledError:
+            if lifetime.ending is None:
+                raise
+            absorb_cancellation()
+        finally:
+            body.unwatch()
+            del self.active[lifetime]
+            if not self.active:
+                self.idle.set()
+
+    async def _serve(self, scope: Message, body: _RequestBody, lifetime: Lifetime, send: Send) -> None:
+        environ = _environ(scope, body, lifetime)
+        start: list[tuple[str, list[tuple[str, str]]]] = []
+
+        def start_response(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> None:
+            start[:] = [(status, headers)]
+
+        response = await greenback.with_portal_run_sync(self.app, environ, start_response)
+        assert isinstance(response, ResponseBody)
+        try:
+            status, headers = start[0]
+            raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+            await send({"type": "http.response.start", "status": int(status[:3]), "headers": raw})
+            if response.stream is not None:
+                await _send_stream(response.stream, lifetime, send)
+            else:
+                for chunk in response:
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            response.close()
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            await self._on_start()
+        except Exception as error:  # noqa: BLE001 reported to the server, which stops
+            await send({"type": "lifespan.startup.failed", "message": f"{type(error).__name__}: {error}"})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._on_stop()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+async def _send_stream(stream: AsyncIterator[bytes], lifetime: Lifetime, send: Send) -> None:
+    clock = lifetime.clock
+    try:
+        async for chunk in stream:
+            before = clock()
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            if (blocked := clock() - before) > _BLOCKED:
+                lifetime.client.add(blocked)
+    finally:
+        await stream.aclose()  # type: ignore[attr-defined]
+
+
+class _RequestBody:
+    """The request's body off ASGI `receive`; once it is in, `receive` is watched for the client's leaving."""
+
+    def __init__(self, receive: Receive, lifetime: Lifetime, task: asyncio.Task[Any]) -> None:
+        self._receive = receive
+        self._lifetime = lifetime
+        self._task = task
+        self._watcher: asyncio.Task[None] | None = None
+        self._complete = False
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Raises `ClientGone` if the client leaves (or stops sending) before the body is in."""
+        while not self._complete:
+            with self._lifetime.client.waiting():
+                message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self._lifetime.ending = Ending.CLIENT_GONE
+                raise ClientGone("the client left before its request was complete")
+            self._complete = not message.get("more_body", False)
+            if self._complete:
+                self._watcher = asyncio.create_task(self._watch())
+            if chunk := message.get("body", b""):
+                yield chunk
+
+    async def _watch(self) -> None:
+        message = await self._receive()
+        if message["type"] == "http.disconnect" and self._lifetime.ending is None:
+            self._lifetime.ending = Ending.CLIENT_GONE
+            self._task.cancel()
+
+    def unwatch(self) -> None:
+        """Stop watching: the response is complete or abandoned."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+    async def linger(self) -> None:
+        """Discard what the client still sends after an early answer, so that it gets to read that answer."""
+        try:
+            async with asyncio.timeout(_LINGER):
+                while not self._complete:
+                    message = await self._receive()
+                    self._complete = message["type"] == "http.disconnect" or not message.get("more_body", False)
+        except TimeoutError:
+            return
+
+
+def _environ(scope: Message, body: _RequestBody, lifetime: Lifetime) -> dict[str, Any]:
+    raw: bytes = scope.get("raw_path") or scope["path"].encode()
+    query: bytes = scope["query_string"]
+    target = (raw + b"?" + query if query else raw).decode("latin-1")
+    host, port = scope.get("server") or ("localhost", 80)
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": scope["method"],
+        "SCRIPT_NAME": "",
+        "PATH_INFO": scope["path"].encode("utf-8").decode("latin-1"),
+        "QUERY_STRING": query.decode("latin-1"),
+        "RAW_URI": target,
+        "SERVER_NAME": host,
+        "SERVER_PORT": str(port),
+        "SERVER_PROTOCOL": "HTTP/" + scope["http_version"],
+        "REMOTE_ADDR": scope["client"][0] if scope.get("client") else "",
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": scope["scheme"],
+        "wsgi.input": _NoInput(),
+        "wsgi.errors": _NoInput(),
+        "wsgi.multithread": False,
+        "wsgi.multiprocess": True,
+        "wsgi.run_once": False,
+        KEY: Channel(lifetime, scope["headers"], target, body.chunks, bridged=True),
+    }
+    for name, value in scope["headers"]:
+        key = name.decode("latin-1").upper().replace("-", "_")
+        key = key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else "HTTP_" + key
+        text = value.decode("latin-1")
+        environ[key] = f"{environ[key]},{text}" if key in environ else text
+    return environ
+
+
+class _NoInput:
+    """Stands where WSGI wants files: bodies are read through the channel, errors go through structlog."""
+
+    def read(self, size: int = -1) -> bytes:
+        """Always empty."""
+        return b""
+
+    def write(self, text: str) -> int:
+        """Discards."""
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing to do."""
+
+
+class Order(IntEnum):
+    """What the master has told a worker beyond its signals (which do not say why)."""
+
+    SERVE = 0
+    SUPERSEDED = 1
+    STOP = 2
+
+
+class Worker(ASGIWorker):  # type: ignore[misc]
+    """gunicorn's ASGI worker with a drain that starts at once and ends inside the grace.
+
+    SIGTERM: stop accepting, let requests finish; at grace - 3 s the rest ends in-band. After a reload (HUP) there is no
+    deadline but the calls' own timeouts. SIGINT and SIGQUIT end everything now. Always flushes telemetry before it goes.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Made in the master before the fork, so both sides see it: one byte, an Order.
+        self._order = mmap.mmap(-1, 1)
+        self._wake = asyncio.Event()
+
+    def tell(self, order: Order) -> None:
+        """From the master: what the next SIGTERM means."""
+        self._order[0] = order
+
+    def init_process(self) -> None:
+        """Raise the descriptor limit (a stream takes two), then start."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != hard:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        self.log.info("room for %d concurrent streams (two descriptors each)", (hard - 64) // 2)
+        super().init_process()
+
+    def handle_exit_signal(self) -> None:
+        """SIGTERM: begin the drain now, not at the next heartbeat."""
+        super().handle_exit_signal()
+        self._wake.set()
+
+    def handle_quit_signal(self) -> None:
+        """SIGINT, SIGQUIT: end now."""
+        super().handle_quit_signal()
+        self._wake.set()
+
+    async def _serve(self) -> None:
+        bridge: Bridge = self.asgi
+        self.lifespan = LifespanManager(self.asgi, self.log, self.state)
+        await self.lifespan.startup()
+        for sock in self.sockets:
+            server = await self.loop.create_server(lambda: ASGIProtocol(self), sock=sock.sock, backlog=self.cfg.backlog)
+            self.servers.append(server)
+        while self.alive:  # type: ignore[has-type]
+            await self._beat()
+            if self.ppid != os.getppid():
+                self.log.info("the master is gone; worker %s stops", self.pid)
+                break
+        self.alive = False
+        for server in self.servers:
+            server.close()
+        bridge.drain()
+        await self._finish(bridge)
+        await self.lifespan.shutdown()
+
+    async def _beat(self) -> None:
+        """Tell the master that the loop runs, then wait for a signal, a second at most."""
+        self.notify()
+        try:
+            await asyncio.wait_for(self._wake.wait(), 1.0)
+        except TimeoutError:
+            return
+        self._wake.clear()
+
+    async def _finish(self, bridge: Bridge) -> None:
+        began = self.loop.time()
+        self.log.info("draining: %d requests under way", len(bridge.active))
+        while not self._quick_shutdown and not self._is_done(bridge, self.loop.time() - began):
+            await self._beat_until_idle(bridge)
+        bridge.end_all(Ending.DRAIN)
+        try:
+            await asyncio.wait_for(bridge.idle.wait(), 1.0)
+        except TimeoutError:
+            self.log.warning("%d requests did not end in time", len(bridge.active))
+
+    def _is_done(self, bridge: Bridge, waited: float) -> bool:
+        if self._order[0] == Order.SUPERSEDED:
+            # Kept connections get their whole keep-alive: closing one as its next request arrives would cut somebody.
+            return not bridge.active and (self.nr_conns == 0 or waited > self.cfg.keepalive)
+        return not bridge.active or waited > self.cfg.graceful_timeout - _LAST_WORDS
+
+    async def _beat_until_idle(self, bridge: Bridge) -> None:
+        self.notify()
+        waits = [asyncio.ensure_future(self._wake.wait())]
+        if bridge.active:
+            waits.append(asyncio.ensure_future(bridge.idle.wait()))
+        await asyncio.wait(waits, timeout=0.25, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        self._wake.clear()

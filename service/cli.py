@@ -1,0 +1,172 @@
+"""`claude-proxy`: serve, simulate, check, key. Every command has --help."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dotenv import dotenv_values
+
+import service
+from service import settings
+from service.errors import SettingsError
+from service.simulator import command as simulate
+from service.web.auth import hash_key
+
+TRY = """
+claude-proxy is on http://{bind}  (Claude: {upstream})
+
+  curl -s http://{bind}/generate -H 'content-type: application/json'{auth} -d '{{"prompt": "Hello"}}'
+  curl -sN http://{bind}/v1/messages -H 'content-type: application/json' -H 'anthropic-version: 2023-06-01'{auth} \\
+       -d '{{"model": "claude-opus-5-5", "max_tokens": 64, "stream": true, "messages": [{{"role": "user", "content": "Hello"}}]}}'
+  curl -s http://{bind}/metrics | grep ^claude_proxy_requests_total
+
+Each request is one JSON line below. Stop with Ctrl-C.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    arguments = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.run
+    try:
+        return command(arguments)
+    except SettingsError as error:
+        print(f"claude-proxy: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="claude-proxy", description="A gateway in front of Claude that can be watched."
+    )
+    version = f"claude-proxy {service.__version__} (Python {platform.python_version()})"
+    parser.add_argument("--version", action="version", version=version)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    serve = commands.add_parser(
+        "serve", help="start the gateway", description="Start the gateway; settings come from the environment."
+    )
+    serve.add_argument(
+        "--env-file",
+        type=Path,
+        default=Path(".env"),
+        help="read settings from this file too; the environment wins (default: .env)",
+    )
+    serve.add_argument(
+        "--simulate-without-key",
+        action="store_true",
+        help="with no provider key configured, start the simulator too and use it as Claude",
+    )
+    serve.set_defaults(run=_serve)
+
+    sim = commands.add_parser(
+        "simulate",
+        help="start the Claude simulator",
+        description="A Claude API that runs without a key.",
+        epilog=simulate.EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    simulate.add_arguments(sim)
+    sim.set_defaults(run=simulate.run)
+
+    check = commands.add_parser(
+        "check",
+        help="check the settings and show them",
+        description="Check the settings and show them, without secrets.",
+    )
+    check.add_argument("--env-file", type=Path, default=Path(".env"))
+    check.set_defaults(run=_check)
+
+    key = commands.add_parser(
+        "key",
+        help="make a client key",
+        description="Make a client key: prints it once, and the entry for CLAUDE_PROXY_CLIENT_KEYS.",
+    )
+    key.add_argument("name", help="who it is for: letters, digits, dot, dash, underscore")
+    key.set_defaults(run=_key)
+    return parser  # fmt: skip
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from service.gunicorn_conf import Application  # gunicorn's import is not needed by the other commands
+
+    _read_env_file(arguments.env_file)
+    master = os.getpid()
+    simulator = _start_simulator() if arguments.simulate_without_key and _nothing_configured() else None
+    try:
+        application = Application(settings.load)
+        if arguments.simulate_without_key:
+            _say_what_to_try(application.settings)
+        application.run()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    finally:
+        # Forked workers come through here as well when they exit; the simulator is the master's.
+        if simulator is not None and os.getpid() == master:
+            simulator.terminate()
+            simulator.wait(5)
+    return 0
+
+
+def _nothing_configured() -> bool:
+    names = ("ANTHROPIC_API_KEY", "CLAUDE_API_KEY", "CLAUDE_PROXY_CREDENTIALS", "CLAUDE_PROXY_ANTHROPIC_BASE_URL")
+    return not any(os.environ.get(name) or os.environ.get(f"{name}_FILE") for name in names)
+
+
+def _start_simulator() -> subprocess.Popen[str]:
+    """Start it on a free port and point the settings at it. Raises `SettingsError` if it does not come up."""
+    simulator = subprocess.Popen(
+        [sys.executable, "-m", "service.simulator", "--port", "0"], stdout=subprocess.PIPE, text=True
+    )
+    line = simulator.stdout.readline() if simulator.stdout else ""
+    _, found, address = line.strip().partition("listening on ")
+    if not found:
+        raise SettingsError("the simulator did not start; try `claude-proxy simulate` to see why")
+    os.environ["CLAUDE_PROXY_ANTHROPIC_BASE_URL"] = address
+    os.environ["ANTHROPIC_API_KEY"] = "sk-ant-simulated"
+    return simulator
+
+
+def _say_what_to_try(loaded: settings.Settings) -> None:
+    auth = " -H 'x-api-key: YOUR_CLIENT_KEY'" if loaded.client_keys else ""
+    print(TRY.format(bind=loaded.bind, upstream=loaded.anthropic_base_url, auth=auth), flush=True)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    _read_env_file(arguments.env_file)
+    loaded = settings.load()
+    for row in settings.TABLE:
+        value = getattr(loaded, row.attribute, None)
+        shown = ("set" if value else "not set") if row.secret or row.name == "HTTPS_PROXY" else value
+        print(f"{row.name:48} {shown}")
+    return 0
+
+
+def _key(arguments: argparse.Namespace) -> int:
+    key = f"cpk-{secrets.token_urlsafe(32)}"
+    entry = f"{arguments.name}:{hash_key(key)}"
+    try:
+        settings.parse_client_keys(entry)
+    except ValueError:
+        raise SettingsError("name: letters, digits, dot, dash and underscore only, at most 64") from None
+    print(f"key (shown once, give it to the client): {key}\nentry for CLAUDE_PROXY_CLIENT_KEYS:         {entry}")
+    return 0
+
+
+def _read_env_file(path: Path) -> None:
+    for name, value in dotenv_values(path).items():
+        if value is not None:
+            os.environ.setdefault(name, value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

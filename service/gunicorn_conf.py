@@ -1,0 +1,124 @@
+"""gunicorn as this service wants it: its options from our settings, its lines in our format, its master telling workers why."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter as StockArbiter
+from gunicorn.glogging import Logger as StockLogger
+
+from observability import logs
+from service.app import create_gateway
+from service.asgi import Bridge, Order
+from service.errors import SettingsError
+from service.settings import Settings
+
+Load = Callable[[], Settings]
+
+
+def options(settings: Settings) -> dict[str, Any]:
+    """gunicorn's options for these settings."""
+    return {
+        "bind": settings.bind,
+        "workers": settings.workers,
+        "worker_class": "service.asgi.Worker",
+        "logger_class": Logger,
+        "loglevel": settings.log_level,
+        "accesslog": None,  # our own line per request says more, and is written after the last byte
+        "graceful_timeout": settings.graceful_timeout,
+        # A worker whose loop has not run for this long is killed and replaced.
+        "timeout": 60,
+        "keepalive": settings.keepalive,
+        "backlog": 2048,
+        "control_socket_disable": True,
+        # Long attribution and beta headers are a fact of Claude Code's life.
+        "limit_request_line": 8190,
+        "limit_request_field_size": 65_536,
+        # The watcher sees a client leave within milliseconds; this is only the backstop.
+        "asgi_disconnect_grace_period": 3,
+        "on_reload": _on_reload,
+    }
+
+
+def _on_reload(arbiter: StockArbiter) -> None:
+    for worker in arbiter.WORKERS.values():
+        worker.tell(Order.SUPERSEDED)
+
+
+class Logger(StockLogger):  # type: ignore[misc]
+    """gunicorn's lines as JSON, in the master and, until its telemetry starts, in a worker."""
+
+    def setup(self, cfg: Any) -> None:
+        """Also runs at a reload; a worker's own writer is put in place by its telemetry afterwards."""
+        self.cfg = cfg
+        self._access_log_enabled = False
+        self.loglevel = logging.getLevelNamesMapping()[cfg.loglevel.upper()]
+        self.error_log.setLevel(self.loglevel)
+        logs.install(logs.write_now, cfg.loglevel)
+
+    def reopen_files(self) -> None:
+        """Nothing is a file here: lines go to stdout."""
+
+
+class Arbiter(StockArbiter):  # type: ignore[misc]
+    """gunicorn's master; it tells its workers whether a SIGTERM means stop, and survives a reload with bad settings."""
+
+    def stop(self, graceful: bool = True) -> None:
+        """Stop all workers within the grace."""
+        for worker in self.WORKERS.values():
+            worker.tell(Order.STOP)
+        super().stop(graceful)
+
+    def reload(self) -> None:
+        """SIGHUP: new workers with settings and secrets read anew; with bad ones, nothing changes but a log line."""
+        try:
+            self.app.load_settings()
+        except SettingsError as error:
+            self.log.error("reload refused, the old settings stay in force: %s", error)
+            return
+        super().reload()
+
+
+class Application(BaseApplication):  # type: ignore[misc]
+    """The service as a gunicorn application. `load` reads the settings, at start and at every reload."""
+
+    def __init__(self, load: Load) -> None:
+        self._load = load
+        self.load_settings()
+        super().__init__()
+
+    def load_settings(self) -> None:
+        """Raises `SettingsError`."""
+        self.settings = self._load()
+
+    def load_config(self) -> None:
+        """gunicorn's hook: our options."""
+        for name, value in options(self.settings).items():
+            self.cfg.set(name, value)
+
+    def reload(self) -> None:
+        """gunicorn's hook; forget the application so that workers make a new one."""
+        self.callable = None
+        super().reload()
+
+    def load(self) -> Bridge:
+        """gunicorn's hook, in the worker, after the fork."""
+        return application(self.settings)
+
+    def run(self) -> None:
+        """Serve until told to stop."""
+        Arbiter(self).run()
+
+
+def application(settings: Settings) -> Bridge:
+    """The ASGI application for these settings; also for another ASGI server."""
+    gateway = create_gateway(settings)
+
+    async def started() -> None:
+        await asyncio.sleep(0)
+
+    return Bridge(gateway.app, on_start=started, on_stop=gateway.stop)

@@ -1,0 +1,59 @@
+"""How long a request lives and what it waits for: shared by the door that sees the client and the flow that serves it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum, auto
+
+
+class Ending(Enum):
+    """Why a request is being ended from outside; its task gets a cancellation to go with it."""
+
+    CLIENT_GONE = auto()
+    DRAIN = auto()
+
+
+class Waits:
+    """Adds up seconds during which at least one wait was on: overlapping waits count once."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._open = 0
+        self._since = 0.0
+        self._sum = 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The block inside is a wait."""
+        if not self._open:
+            self._since = self._clock()
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+            if not self._open:
+                self._sum += self._clock() - self._since
+
+    def add(self, seconds: float) -> None:
+        """Count a wait that was measured elsewhere and overlapped with no other."""
+        self._sum += seconds
+
+    @property
+    def seconds(self) -> float:
+        """The union of all waits so far, one still on included."""
+        return self._sum + (self._clock() - self._since if self._open else 0.0)
+
+
+class Lifetime:
+    """One HTTP request as its door sees it: when it began, whether it must end, what it waits for. Times by `clock`."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.started = clock()
+        self.ending: Ending | None = None
+        self.client = Waits(clock)
+        """Waiting for the client: its body, or room in its socket."""
+        self.upstream = Waits(clock)
+        """Waiting for the provider, over all calls of the request."""

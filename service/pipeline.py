@@ -1,0 +1,242 @@
+"""One provider call from decision to closed record, readable top to bottom.
+
+    send -> answer's headers -> SSE: relay event by event | JSON: read whole, then deliver | large: relay chunk by chunk
+         -> what the bytes said -> exchange.end_call -> last byte handed on
+
+The record is closed before the last byte goes out: whoever has the whole answer finds its metrics and log line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from observability.catalog import Outcome
+from service.account.exchange import Call, Exchange
+from service.errors import AnswerTimeout, DiedMidBody, Draining, GatewayError, InvalidAnswer, UpstreamFailed
+from service.lifetime import Ending, Waits
+from service.record import Attempt
+from service.upstream import anthropic, sse
+from service.upstream.client import Client, Prepared, Response, Stream
+
+MAX_WHOLE = 64 * 1024 * 1024
+"""Bytes of a JSON answer that are held to be read whole; a larger one is no answer the API gives."""
+_DELIVERY = 65_536
+
+InBand = Callable[[GatewayError], bytes]
+"""Writes an error as an event of the provider's stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The provider's answer: `headers` raw and in order, `body` to be iterated to its end or closed."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: AsyncIterator[bytes]
+    headers_after: float
+    """Seconds from sending to the headers."""
+
+
+class Pipeline:
+    """Calls one provider. `injects` says that the credential sent is ours, so a refusal of it is not the client's fault."""
+
+    def __init__(self, client: Client, *, injects: bool, total_timeout: float) -> None:
+        self._client = client
+        self._injects = injects
+        self._total_timeout = total_timeout
+
+    async def run(
+        self, exchange: Exchange, call: Call, prepared: Prepared, *, in_band: InBand, large: bool = False
+    ) -> Answer:
+        """Send and return the answer as its headers are in (or, for JSON, its whole body). Raises `UpstreamFailed`.
+
+        `large` answers are passed through chunk by chunk, unread. The call is ended by the answer's body, or here when
+        an error is raised.
+        """
+        response = await self._send(exchange, call, prepared)
+        headers_after = call.elapsed()
+        status, kind = response.status_code, response.headers.get("content-type", "")
+        call.upstream_request_id = response.headers.get("request-id")
+        exchange.status = status if exchange.call is call else None
+        encoding = response.headers.get("content-encoding", "")
+        if status < 400 and kind.startswith("text/event-stream"):
+            stream = anthropic.StreamReader(call.elapsed, call.first_chunk_event, encoding)
+            call.answered = lambda: stream.answered
+            body = self._relay_events(exchange, call, response, stream, in_band)
+        elif status < 400 and large:
+            body = self._relay(exchange, call, response)
+        else:
+            whole = anthropic.WholeReader(status, inference=call.operation is not None, encoding=encoding)
+            call.answered = lambda: whole.answered
+            body = self._deliver(exchange, call, response, whole, await self._read(exchange, call, response, whole))
+        return Answer(status, response.headers.raw, body, headers_after)
+
+    async def _send(self, exchange: Exchange, call: Call, prepared: Prepared) -> Response:
+        try:
+            with exchange.lifetime.upstream.waiting():
+                return await self._client.send(prepared, call.span)
+        except UpstreamFailed as error:
+            self._fail(exchange, call, error, None)
+            raise
+        except BaseException:
+            self._abandon(exchange, call, None, None)
+            raise
+
+    async def _read(self, exchange: Exchange, call: Call, response: Response, reader: anthropic.WholeReader) -> bytes:
+        """The whole body of a JSON answer, also shown to `reader`."""
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with aclosing(response.stream):
+                async for chunk in self._body(exchange, call, response):
+                    reader.feed(chunk)
+                    parts.append(chunk)
+                    size += len(chunk)
+                    if size > MAX_WHOLE:
+                        raise InvalidAnswer(f"the provider's answer is over {MAX_WHOLE} bytes")
+        except UpstreamFailed as error:
+            self._fail(exchange, call, error, response.status_code)
+            raise
+        except BaseException:
+            self._abandon(exchange, call, response.status_code, None)
+            raise
+        return b"".join(parts)
+
+    async def _deliver(
+        self, exchange: Exchange, call: Call, response: Response, reader: anthropic.WholeReader, body: bytes
+    ) -> AsyncIterator[bytes]:
+        """A body that is in, handed on piece by piece; the call ends before the last piece."""
+        call.stop_clock()
+        outcome, error_type = reader.ended()
+        if self._injects and response.status_code in (401, 403):
+            outcome = Outcome.UPSTREAM_ERROR
+        limit = None
+        if response.status_code == 429:
+            limit = anthropic.limit_of_429(response.headers, reader.error_code)
+        reason = "ok" if response.status_code < 400 else "http_error"
+        call.attempts.append(Attempt(reason, response.status_code, limit, _retry_after(response.headers)))
+        start = 0
+        try:
+            while len(body) - start > _DELIVERY:
+                yield body[start : start + _DELIVERY]
+                start += _DELIVERY
+        except BaseException:
+            exchange.end_call(call, _outcome_of_ending(exchange), None)
+            raise
+        exchange.end_call(call, outcome, error_type)
+        if body:
+            yield body[start:]
+
+    async def _relay(self, exchange: Exchange, call: Call, response: Response) -> AsyncIterator[bytes]:
+        """A large answer, chunk by chunk. Raises `UpstreamFailed` in the middle: the client must see it cut, not ended."""
+        try:
+            async with aclosing(response.stream):
+                async for chunk in self._body(exchange, call, response):
+                    yield chunk
+        except UpstreamFailed as error:
+            self._fail(exchange, call, error, response.status_code)
+            raise
+        except BaseException:
+            self._abandon(exchange, call, response.status_code, None)
+            raise
+        call.attempts.append(Attempt("ok", response.status_code))
+        exchange.end_call(call, Outcome.OK, None)
+
+    async def _relay_events(
+        self, exchange: Exchange, call: Call, response: Response, reader: anthropic.StreamReader, in_band: InBand
+    ) -> AsyncIterator[bytes]:
+        """An SSE answer, event by event as it arrives; what ends it early is told in-band, at an event's end."""
+        splitter = sse.Splitter()
+        failure: GatewayError | None = None
+        try:
+            async with aclosing(response.stream):
+                async for chunk in self._body(exchange, call, response):
+                    reader.feed(chunk)
+                    if events := splitter.feed(chunk):
+                        yield events
+        except UpstreamFailed as error:
+            failure = error
+        except asyncio.CancelledError:
+            if exchange.lifetime.ending is not Ending.DRAIN:
+                self._abandon(exchange, call, response.status_code, reader)
+                raise
+            _go_on()
+            failure = Draining("the gateway is shutting down; the stream was ended early")
+        except BaseException:
+            self._abandon(exchange, call, response.status_code, reader)
+            raise
+        outcome, error_type = reader.ended()
+        if failure is not None and not reader.complete:
+            outcome, error_type = failure.outcome, failure.error_type
+        if failure is None and outcome is Outcome.CUT_OFF:
+            failure = DiedMidBody("the provider's stream ended before message_stop")
+        reason = (
+            failure.attempt_reason if isinstance(failure, UpstreamFailed) else "ok" if failure is None else "aborted"
+        )
+        call.attempts.append(Attempt("ok" if reader.complete else reason, response.status_code))
+        exchange.end_call(call, outcome, error_type)
+        if outcome is not Outcome.CUT_OFF and (rest := splitter.rest()):
+            yield rest
+        elif failure is not None and not reader.complete and not splitter.mid_event and reader.readable:
+            yield in_band(failure)
+
+    def _body(self, exchange: Exchange, call: Call, response: Response) -> _Body:
+        return _Body(response.stream, exchange.lifetime.upstream, call, self._total_timeout)
+
+    @staticmethod
+    def _fail(exchange: Exchange, call: Call, error: UpstreamFailed, status: int | None) -> None:
+        call.attempts.append(Attempt(error.attempt_reason, status))
+        if exchange.call is call:
+            exchange.status = error.status
+        exchange.end_call(call, error.outcome, error.error_type)
+
+    @staticmethod
+    def _abandon(exchange: Exchange, call: Call, status: int | None, reader: anthropic.StreamReader | None) -> None:
+        """The request was ended from outside; a stream whose last event had been handed on was complete all the same."""
+        if reader is not None and reader.complete:
+            call.attempts.append(Attempt("ok", status))
+            exchange.end_call(call, *reader.ended())
+            return
+        call.attempts.append(Attempt("aborted", status))
+        outcome = _outcome_of_ending(exchange)
+        exchange.end_call(call, outcome, outcome.value)
+
+
+class _Body:
+    """An answer's chunks, with the time waited for them on the books. Raises `AnswerTimeout` over the total timeout."""
+
+    def __init__(self, stream: Stream, waits: Waits, call: Call, total_timeout: float) -> None:
+        self._chunks = aiter(stream)
+        self._waits, self._call, self._total_timeout = waits, call, total_timeout
+
+    def __aiter__(self) -> _Body:
+        return self
+
+    async def __anext__(self) -> bytes:
+        with self._waits.waiting():
+            chunk = await anext(self._chunks)
+        if self._call.elapsed() > self._total_timeout:
+            raise AnswerTimeout(f"the call took longer than the total timeout of {self._total_timeout:g} s")
+        return chunk
+
+
+def _outcome_of_ending(exchange: Exchange) -> Outcome:
+    return Outcome.DRAINING if exchange.lifetime.ending is Ending.DRAIN else Outcome.CLIENT_ABORT
+
+
+def _go_on() -> None:
+    """The drain cancelled this task to wake it; it goes on to say goodbye."""
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """`retry-after` in seconds; a date or nonsense is None (the API sends seconds)."""
+    try:
+        return float(headers.get("retry-after", ""))
+    except ValueError:
+        return None

@@ -1,0 +1,113 @@
+"""Frozen values that say what happened: usage, attempt, record. No behaviour, no I/O.
+
+One `Record` per request or provider call; metrics, spans and the log line are all written from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from observability.catalog import Outcome
+
+
+class Kind(StrEnum):
+    """What a record stands for."""
+
+    REQUEST = "request"
+    """One HTTP request and, if it got that far, its one provider call."""
+    FAN_OUT = "fan_out"
+    """One HTTP request that made several calls; has no tokens of its own."""
+    CALL = "call"
+    """One provider call of a fan-out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one call as the provider said them; None where it did not say.
+
+    `input_tokens` is the GenAI conventions' total: Anthropic's `input_tokens` + cache reads + cache writes.
+    """
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_read_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at the provider.
+
+    `reason` is one of `catalog.ATTEMPT_REASONS`; `status` is None when no answer came; `limit` is set on a 429 only
+    and names the limit that said no; `retry_after` is in seconds, as the provider asked.
+    """
+
+    reason: str
+    status: int | None = None
+    limit: str | None = None
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What the provider's answer said of itself; None where it did not say. Times are seconds since the call began."""
+
+    response_id: str | None = None
+    model: str | None = None
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    upstream_request_id: str | None = None
+    first_chunk: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds, monotonic. `total` runs from first byte in to last byte out; `call` from sending to the last byte in.
+
+    `upstream` is the union of the intervals spent waiting for the provider, `client_wait` of those spent waiting for
+    the client (its body, or room in its socket).
+    """
+
+    total: float
+    call: float | None = None
+    upstream: float = 0.0
+    client_wait: float = 0.0
+
+    @property
+    def overhead(self) -> float:
+        """Our own seconds: never negative, clocks read in between cost something too."""
+        return max(0.0, self.total - self.upstream - self.client_wait)
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """The ids under which a request is found: 32 and 16 lower-case hex digits; `kept` says if the trace is exported."""
+
+    trace_id: str
+    span_id: str
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Everything that is said of one request or call after it has ended."""
+
+    kind: Kind
+    request_id: str
+    route: str
+    outcome: Outcome
+    timings: Timings
+    trace: Trace
+    provider: str | None = None
+    operation: str | None = None
+    model: str | None = None
+    streaming: bool = False
+    status: int | None = None
+    error_type: str | None = None
+    rejected: str | None = None
+    """The wire type of an error answer that was ours, not the provider's."""
+    attempts: tuple[Attempt, ...] = ()
+    answered: Answered = Answered()
+    client: str | None = None

@@ -1,0 +1,265 @@
+"""The only reader of the environment. A malformed or unknown `CLAUDE_PROXY_*` stops start-up with its name and a hint.
+
+`TABLE` is the README's table of settings, by test. Every secret can also come as `NAME_FILE`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+import re
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from service.errors import SettingsError
+
+PREFIX = "CLAUDE_PROXY_"
+
+# The instrumentation packages still default to the names of before HTTP semconv became stable, and read this once.
+os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http")
+
+
+@dataclass(frozen=True, slots=True)
+class ClientKey:
+    """A named key a client may come in with; only its SHA-256 is kept, as lower-case hex."""
+
+    name: str
+    sha256: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row of the table: variable, how to read it, its default as written, and what it means."""
+
+    name: str
+    attribute: str
+    parse: Callable[[str], Any]
+    default: str
+    help: str
+    secret: bool = False
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 86_400:
+        raise ValueError("seconds between 0 and 86400")
+    return value
+
+
+def _count(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return value
+
+    return parse
+
+
+def _choice(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise ValueError("one of " + ", ".join(allowed))
+        return text
+
+    return parse
+
+
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("an http:// or https:// address without query")
+    return text.rstrip("/")
+
+
+def _bind(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65_535:
+        raise ValueError("HOST:PORT")
+    return text
+
+
+def _text(text: str) -> str:
+    return text
+
+
+def _key(text: str) -> str:
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("one line of printable ASCII without spaces")
+    return text
+
+
+_CLIENT_KEY = re.compile(r"([A-Za-z0-9_.-]{1,64}):([0-9a-fA-F]{64})")
+
+
+def parse_client_keys(text: str) -> tuple[ClientKey, ...]:
+    """`NAME:SHA256` entries. Raises `ValueError` that says which one is wrong, without quoting it."""
+    keys: dict[str, ClientKey] = {}
+    for number, entry in enumerate(filter(None, re.split(r"[,\s]+", text)), 1):
+        match = _CLIENT_KEY.fullmatch(entry)
+        if match is None:
+            raise ValueError(f"NAME:SHA256 entries; number {number} is not (make one with: claude-proxy key NAME)")
+        if match[1] in keys:
+            raise ValueError(f"each name once; {match[1]!r} is there twice")
+        keys[match[1]] = ClientKey(match[1], match[2].lower())
+    return tuple(keys.values())
+
+
+TABLE: tuple[Setting, ...] = (
+    Setting("CLAUDE_PROXY_BIND", "bind", _bind, "127.0.0.1:8000", "Address to listen on. Anything but loopback needs client keys."),
+    Setting("CLAUDE_PROXY_WORKERS", "workers", _count(1, 64), "1", "Worker processes."),
+    Setting("CLAUDE_PROXY_LOG_LEVEL", "log_level", _choice("debug", "info", "warning", "error"), "info", "Least severe log line written."),
+    Setting("ANTHROPIC_API_KEY", "anthropic_api_key", _key, "", "Provider key for Claude; `CLAUDE_API_KEY` is read too.", True),
+    Setting("CLAUDE_PROXY_ANTHROPIC_BASE_URL", "anthropic_base_url", _url, "https://api.anthropic.com", "Where Claude is, without `/v1`."),
+    Setting("CLAUDE_PROXY_CREDENTIALS", "credentials", _choice("", "inject", "pass"), "", "`inject`: send the provider key instead of the client's credential; `pass`: forward the client's own. Empty: `inject` if there is a key."),
+    Setting("CLAUDE_PROXY_CLIENT_KEYS", "client_keys", parse_client_keys, "", "Who may come in: `NAME:SHA256` entries, separated by spaces, commas or lines. Make one with `claude-proxy key NAME`.", True),
+    Setting("CLAUDE_PROXY_METRICS_TOKEN", "metrics_token", _key, "", "Bearer token that `/metrics` asks for. Empty: open on loopback, closed elsewhere.", True),
+    Setting("CLAUDE_PROXY_DEFAULT_MODEL", "default_model", _text, "claude-opus-5-5", "Model of `/generate` and `/batch_generate` when the request names none."),
+    Setting("CLAUDE_PROXY_BATCH_CONCURRENCY", "batch_concurrency", _count(1, 1000), "8", "Calls that one `/batch_generate` has under way at a time."),
+    Setting("CLAUDE_PROXY_BATCH_MAX_PROMPTS", "batch_max_prompts", _count(1, 100_000), "1000", "Longest list of prompts that `/batch_generate` takes."),
+    Setting("CLAUDE_PROXY_CONNECT_TIMEOUT", "connect_timeout", _seconds, "5", "Seconds to get a connection to the provider."),
+    Setting("CLAUDE_PROXY_FIRST_BYTE_TIMEOUT", "first_byte_timeout", _seconds, "600", "Seconds until the provider's answer begins."),
+    Setting("CLAUDE_PROXY_IDLE_TIMEOUT", "idle_timeout", _seconds, "300", "Seconds of silence inside an answer until it counts as stalled."),
+    Setting("CLAUDE_PROXY_TOTAL_TIMEOUT", "total_timeout", _seconds, "3600", "Seconds a provider call may take in all; the client's `x-stainless-timeout` shortens the first byte's wait."),
+    Setting("CLAUDE_PROXY_GRACEFUL_TIMEOUT", "graceful_timeout", _count(4, 3600), "30", "Seconds that open streams get to finish after SIGTERM; the last three are for ending the rest in-band."),
+    Setting("CLAUDE_PROXY_KEEPALIVE", "keepalive", _count(1, 3600), "75", "Seconds an idle client connection is kept."),
+    Setting("OTEL_SERVICE_NAME", "service_name", _text, "claude-proxy", "`service.name` of the spans."),
+    Setting("OTEL_EXPORTER_OTLP_ENDPOINT", "otlp_endpoint", _url, "", "Base address of an OTLP/HTTP receiver, e.g. `http://127.0.0.1:4318`. Empty: no spans leave. The SDK's other `OTEL_*` variables work as documented there."),
+    Setting("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "capture_content", _choice("NO_CONTENT"), "NO_CONTENT", "Prompts are never recorded; other values are refused until they work."),
+    Setting("HTTPS_PROXY", "https_proxy", _url, "", "Forward proxy to the provider; `HTTP_PROXY` and `NO_PROXY` are honoured too."),
+    Setting("SSL_CERT_FILE", "ca_file", _text, "", "CA bundle for the provider's certificate. Empty: certifi's."),
+)  # fmt: skip
+"""Every setting, in the order of the README."""
+
+ALIASES = {"ANTHROPIC_API_KEY": ("CLAUDE_API_KEY",)}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings, read once. `repr` shows no secret."""
+
+    bind: str
+    workers: int
+    log_level: str
+    anthropic_base_url: str
+    credentials: Literal["inject", "pass"]
+    default_model: str
+    batch_concurrency: int
+    batch_max_prompts: int
+    connect_timeout: float
+    first_byte_timeout: float
+    idle_timeout: float
+    total_timeout: float
+    graceful_timeout: int
+    keepalive: int
+    service_name: str
+    otlp_endpoint: str
+    capture_content: str
+    ca_file: str
+    proxy: str | None = field(repr=False)
+    anthropic_api_key: str = field(repr=False)
+    client_keys: tuple[ClientKey, ...] = field(repr=False)
+    metrics_token: str = field(repr=False)
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the gateway."""
+        return is_loopback(self.bind.rpartition(":")[0])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` (a name or address, brackets allowed) is this machine's loopback."""
+    name = host.strip("[]")
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"
+
+
+def load(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read and check every setting. Raises `SettingsError` that names the variable."""
+    env = os.environ if environ is None else environ
+    _refuse_unknown(env)
+    values: dict[str, Any] = {row.attribute: _value(row, env) for row in TABLE}
+    values["proxy"] = _proxy(values.pop("https_proxy"), values["anthropic_base_url"], env)
+    values["credentials"] = _credentials(values)
+    settings = Settings(**values)
+    if not settings.loopback and not settings.client_keys:
+        raise SettingsError(
+            f"CLAUDE_PROXY_BIND={settings.bind} is reachable from other machines, and CLAUDE_PROXY_CLIENT_KEYS is empty: "
+            "anyone could spend your provider key. Make client keys with `claude-proxy key NAME`, or bind to 127.0.0.1."
+        )
+    return settings
+
+
+def _credentials(values: Mapping[str, Any]) -> str:
+    chosen, key, clients = values["credentials"], values["anthropic_api_key"], values["client_keys"]
+    if chosen == "pass" and clients:
+        raise SettingsError(
+            "CLAUDE_PROXY_CREDENTIALS=pass cannot go with CLAUDE_PROXY_CLIENT_KEYS: the incoming credential is then ours "
+            "and is never forwarded. Unset one of them."
+        )
+    if chosen != "pass" and not key:
+        raise SettingsError(
+            "ANTHROPIC_API_KEY is empty: set it (or ANTHROPIC_API_KEY_FILE), or set CLAUDE_PROXY_CREDENTIALS=pass to forward "
+            "each client's own credential, or try `claude-proxy serve --simulate-without-key`."
+        )
+    return chosen or "inject"
+
+
+def _value(row: Setting, env: Mapping[str, str]) -> Any:
+    name, text = row.name, env.get(row.name, "")
+    for alias in ALIASES.get(row.name, ()):
+        if not text and env.get(alias):
+            name, text = alias, env[alias]
+    if row.secret:
+        for candidate in (row.name, *ALIASES.get(row.name, ())):
+            if path := env.get(f"{candidate}_FILE"):
+                if text:
+                    raise SettingsError(f"{name} and {candidate}_FILE are both set: keep one.")
+                name, text = f"{candidate}_FILE", _read(f"{candidate}_FILE", path)
+    if not text and not row.default:
+        return row.parse("") if row.parse not in (_key, _url) else ""
+    try:
+        return row.parse(text or row.default)
+    except ValueError as error:
+        shown = "" if row.secret else f"={text!r}"
+        raise SettingsError(f"{name}{shown} is not valid: expected {_hint(error)}.") from None
+
+
+def _hint(error: ValueError) -> str:
+    text = str(error)
+    return "a number" if text.startswith(("could not convert", "invalid literal")) else text
+
+
+def _read(name: str, path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{name}={path!r} cannot be read: {error}.") from None
+
+
+def _refuse_unknown(env: Mapping[str, str]) -> None:
+    known = {row.name for row in TABLE} | {f"{row.name}_FILE" for row in TABLE if row.secret}
+    for name in env:
+        if name.startswith(PREFIX) and name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f" Did you mean {close[0]}?" if close else " `claude-proxy check` lists all settings."
+            raise SettingsError(f"{name} is not a setting.{hint}")
+
+
+def _proxy(https_proxy: str, base_url: str, env: Mapping[str, str]) -> str | None:
+    """The forward proxy for the provider, or None: HTTPS_PROXY or HTTP_PROXY by scheme, unless NO_PROXY names the host."""
+    parts = urlsplit(base_url)
+    upper = {key.lower(): value for key, value in env.items() if key.lower().endswith("_proxy")}
+    proxy = https_proxy or upper.get("https_proxy") if parts.scheme == "https" else upper.get("http_proxy")
+    bypass = {"no": upper.get("no_proxy", "")}
+    if not proxy or is_loopback(parts.hostname or ""):
+        return None
+    bypassed = urllib.request.proxy_bypass_environment(parts.netloc, bypass)  # type: ignore[attr-defined]
+    return None if bypassed else _url(proxy)

@@ -1,0 +1,298 @@
+"""What Claude's answers say of themselves: usage, ids, how a stream ended, which limit said no. Reads bytes, changes none.
+
+Sources: the SDK's types (anthropic 2.12.0), the API's pages on streaming, errors and rate limits.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from observability.catalog import Outcome
+from service.record import Answered, Usage
+from service.upstream import sse
+
+NAME = "anthropic"
+VERSION = "2023-06-01"
+"""`anthropic-version` that our own calls (`/generate`) send: the one that takes every model and parameter."""
+
+MODELS = frozenset(
+    {
+        "claude-fable-5-2", "claude-mythos-5-2", "claude-haiku-5-5", "claude-sonnet-5-5", "claude-fable-5-1",
+        "claude-opus-5-5", "claude-mythos-5-1", "claude-sonnet-5", "claude-fable-5", "claude-mythos-5", "claude-opus-5",
+        "claude-opus-4-8", "claude-opus-4-7", "claude-mythos-preview", "claude-opus-4-6", "claude-sonnet-4-6",
+        "claude-haiku-4-5", "claude-haiku-4-5-20251001", "claude-opus-4-5", "claude-opus-4-5-20251101",
+        "claude-sonnet-4-5", "claude-sonnet-4-5-20250929",
+    }
+)  # fmt: skip
+"""The SDK 2.12.0 `Model` literal: the models that get a metric label of their own."""
+
+
+class _CacheCreation(msgspec.Struct):
+    ephemeral_5m_input_tokens: int | None = None
+    ephemeral_1h_input_tokens: int | None = None
+
+
+class _OutputDetails(msgspec.Struct):
+    thinking_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation: _CacheCreation | None = None
+    output_tokens_details: _OutputDetails | None = None
+
+
+class _Details(msgspec.Struct):
+    error_code: str | None = None
+
+
+class _Error(msgspec.Struct):
+    type: str = "api_error"
+    message: str = ""
+    details: _Details | None = None
+
+
+class _Message(msgspec.Struct):
+    id: str | None = None
+    model: str | None = None
+    stop_reason: str | None = None
+    usage: _Usage | None = None
+
+
+class _Delta(msgspec.Struct):
+    stop_reason: str | None = None
+
+
+class _Event(msgspec.Struct):
+    """Any stream event or whole answer: only what is read of it; the rest is checked to be JSON and skipped."""
+
+    type: str = ""
+    message: _Message | None = None
+    delta: _Delta | None = None
+    usage: _Usage | None = None
+    error: _Error | None = None
+    id: str | None = None
+    model: str | None = None
+    stop_reason: str | None = None
+
+
+_decode = msgspec.json.Decoder(_Event).decode
+
+
+class StreamReader:
+    """Reads an SSE answer. `clock` gives seconds since the call began; `on_first_chunk` is told of the first content."""
+
+    def __init__(self, clock: Callable[[], float], on_first_chunk: Callable[[], None], encoding: str = "") -> None:
+        self._clock = clock
+        self._on_first_chunk = on_first_chunk
+        self.readable = not encoding
+        """Whether plain events can be put into the stream."""
+        self._parser = sse.Parser()
+        self._inflate = _inflater(encoding)
+        self._usage: dict[str, int] = {}
+        self._message = _Message()
+        self._stop_reason: str | None = None
+        self._error: _Error | None = None
+        self._malformed = False
+        self.complete = False
+        """Whether `message_stop` has come."""
+        self.first_chunk: float | None = None
+        self.started = False
+        """Whether any event has come."""
+
+    def feed(self, chunk: bytes) -> None:
+        """See the next bytes; never raises."""
+        if self._inflate is not None:
+            chunk = self._inflate(chunk)
+        for event in self._parser.feed(chunk):
+            self.started = True
+            try:
+                self._see(_decode(event.data))
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                self._malformed = True
+
+    def _see(self, event: _Event) -> None:
+        match event.type:
+            case "content_block_delta":
+                if self.first_chunk is None:
+                    self.first_chunk = self._clock()
+                    self._on_first_chunk()
+            case "message_start" if event.message is not None:
+                self._message = event.message
+                self._merge(event.message.usage)
+            case "message_delta":
+                # Usage here is cumulative and may restate input and cache tokens: what is present replaces.
+                self._merge(event.usage, final=True)
+                self._stop_reason = (event.delta and event.delta.stop_reason) or self._stop_reason
+            case "message_stop":
+                self.complete = True
+            case "error":
+                self._error = event.error or _Error()
+
+    def _merge(self, usage: _Usage | None, *, final: bool = False) -> None:
+        if usage is None:
+            return
+        said = {name: getattr(usage, name) for name in _COUNTS}
+        if not final:
+            # message_start's output_tokens is a placeholder of 1 or 2; without a message_delta the count is unknown.
+            said["output_tokens"] = None
+        if usage.output_tokens_details is not None:
+            said["thinking_tokens"] = usage.output_tokens_details.thinking_tokens
+        self._usage.update({name: value for name, value in said.items() if value is not None})
+
+    def ended(self) -> tuple[Outcome, str | None]:
+        """Outcome and error type of a stream whose bytes ended here."""
+        if self._error is not None:
+            return outcome_of_error(self._error.type), self._error.type
+        if not self.complete:
+            return Outcome.CUT_OFF, "cut_off"
+        if self._malformed:
+            return Outcome.UPSTREAM_ERROR, "invalid_response"
+        return (Outcome.REFUSED if self._stop_reason == "refusal" else Outcome.OK), None
+
+    @property
+    def answered(self) -> Answered:
+        """What the stream has said so far; tokens it never said are None."""
+        return Answered(
+            response_id=self._message.id,
+            model=self._message.model,
+            finish_reason=self._stop_reason,
+            usage=_total(self._usage) if self._usage else None,
+            first_chunk=self.first_chunk,
+        )
+
+
+class WholeReader:
+    """Reads a JSON answer that comes in one piece: a message, an error, a count, a list."""
+
+    def __init__(self, status: int, *, inference: bool, encoding: str = "") -> None:
+        self._status = status
+        self._inference = inference
+        self._inflate = _inflater(encoding)
+        self._parts: list[bytes] = []
+        self._seen: _Event | None = None
+
+    def feed(self, chunk: bytes) -> None:
+        """See the next bytes; never raises."""
+        self._parts.append(self._inflate(chunk) if self._inflate is not None else chunk)
+
+    def _event(self) -> _Event | None:
+        if self._seen is None:
+            try:
+                self._seen = _decode(b"".join(self._parts))
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                return None
+        return self._seen
+
+    def ended(self) -> tuple[Outcome, str | None]:
+        """Outcome and error type by status and body."""
+        event = self._event()
+        if self._status >= 400:
+            kind = event.error.type if event is not None and event.error is not None else None
+            return outcome_of_status(self._status, kind), kind or str(self._status)
+        if self._inference and (event is None or event.type != "message"):
+            return Outcome.UPSTREAM_ERROR, "invalid_response"
+        return (Outcome.REFUSED if event is not None and event.stop_reason == "refusal" else Outcome.OK), None
+
+    @property
+    def error_code(self) -> str:
+        """The provider's `error.details.error_code`; empty when it gave none."""
+        event = self._event()
+        details = event.error.details if event is not None and event.error is not None else None
+        return (details and details.error_code) or ""
+
+    @property
+    def answered(self) -> Answered:
+        """What the answer said; nothing for a body that is not a message."""
+        event = self._event() if self._inference and self._status < 400 else None
+        if event is None or event.type != "message":
+            return Answered()
+        said = {name: getattr(event.usage, name) for name in _COUNTS} if event.usage else {}
+        if event.usage is not None and event.usage.output_tokens_details is not None:
+            said["thinking_tokens"] = event.usage.output_tokens_details.thinking_tokens
+        said = {name: value for name, value in said.items() if value is not None}
+        return Answered(event.id, event.model, event.stop_reason, _total(said) if said else None)
+
+
+_COUNTS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+
+
+def _total(said: Mapping[str, int]) -> Usage:
+    """The GenAI conventions' usage: their input tokens include what Anthropic counts beside them as cache tokens."""
+    read, written = said.get("cache_read_input_tokens"), said.get("cache_creation_input_tokens")
+    fresh = said.get("input_tokens")
+    return Usage(
+        input_tokens=None if fresh is None else fresh + (read or 0) + (written or 0),
+        output_tokens=said.get("output_tokens"),
+        cache_read_tokens=read,
+        cache_write_tokens=written,
+        reasoning_tokens=said.get("thinking_tokens"),
+    )
+
+
+def _inflater(encoding: str) -> Callable[[bytes], bytes] | None:
+    """Inflates a gzip body piece by piece; at most 32 MB a piece, so that a bomb cannot fill memory."""
+    if encoding != "gzip":
+        return None
+    inflate = zlib.decompressobj(wbits=31)
+
+    def feed(chunk: bytes) -> bytes:
+        try:
+            return inflate.decompress(chunk, 32 * 1024 * 1024)
+        except zlib.error:
+            return b""
+
+    return feed
+
+
+def outcome_of_error(kind: str) -> Outcome:
+    """Outcome of an `error` event inside a stream, by its type."""
+    match kind:
+        case "overloaded_error":
+            return Outcome.UPSTREAM_OVERLOADED
+        case "rate_limit_error":
+            return Outcome.UPSTREAM_429
+        case "timeout_error":
+            return Outcome.UPSTREAM_TIMEOUT
+        case "invalid_request_error" | "not_found_error" | "request_too_large":
+            return Outcome.CLIENT_INVALID
+        case _:
+            return Outcome.UPSTREAM_ERROR
+
+
+def outcome_of_status(status: int, kind: str | None) -> Outcome:
+    """Outcome of an HTTP error answer. 401 and 403 are the client's only if its own credential went up: see pipeline."""
+    if kind == "overloaded_error" or status == 529:
+        return Outcome.UPSTREAM_OVERLOADED
+    match status:
+        case 429:
+            return Outcome.UPSTREAM_429
+        case 401 | 403:
+            return Outcome.CLIENT_AUTH
+        case 402:
+            return Outcome.UPSTREAM_ERROR
+        case 408 | 504:
+            return Outcome.UPSTREAM_TIMEOUT
+        case _:
+            return Outcome.CLIENT_INVALID if status < 500 else Outcome.UPSTREAM_ERROR
+
+
+_SPEND = frozenset({"enforced_spend_limit_reached", "contract_spend_limit_reached"})
+
+
+def limit_of_429(headers: Mapping[str, str], error_code: str) -> str:
+    """Which limit said 429, one of `catalog.LIMITS_429`: by `error.details.error_code`, else the exhausted bucket."""
+    if error_code in _SPEND:
+        return "spend"
+    if error_code == "ramp_limit_exceeded":
+        return "acceleration"
+    for dimension in ("requests", "input-tokens", "output-tokens"):
+        if headers.get(f"anthropic-ratelimit-{dimension}-remaining") == "0":
+            return dimension.replace("-", "_")
+    return "unknown"

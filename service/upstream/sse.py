@@ -1,0 +1,82 @@
+"""Server-sent events out of bytes, incrementally: finds where events end and what each one carries. No I/O."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+_LINE = re.compile(rb"\r\n|\n|\r")
+
+
+class Event(NamedTuple):
+    """One event: its `event:` name (empty when it has none) and its `data:` lines joined by newlines."""
+
+    name: bytes
+    data: bytes
+
+
+class Splitter:
+    """Cuts a stream at event ends. `feed` returns whole events' bytes; the unfinished rest waits, up to `bound` bytes.
+
+    A rest larger than `bound` is let through unfinished: one huge event must neither be held nor fill memory.
+    """
+
+    def __init__(self, bound: int = 65_536) -> None:
+        self._bound = bound
+        self._rest = b""
+        self.mid_event = False
+        """Whether what has been let through so far ends inside an event."""
+
+    def feed(self, chunk: bytes) -> bytes:
+        """The bytes that may go on now, in order; nothing is changed or lost."""
+        data = self._rest + chunk if self._rest else chunk
+        if data.endswith((b"\n\n", b"\r\n\r\n")):
+            self._rest, self.mid_event = b"", False
+            return data
+        end = max(data.rfind(b"\n\n") + 2, data.rfind(b"\r\n\r\n") + 4, data.rfind(b"\r\r") + 2)
+        if end < 5:
+            end = 0
+        if len(data) - end > self._bound or (self.mid_event and not end):
+            self._rest, self.mid_event = b"", True
+            return data
+        self._rest = data[end:]
+        if end:
+            self.mid_event = False
+        return data[:end]
+
+    def rest(self) -> bytes:
+        """What was held back when the stream ended."""
+        rest, self._rest = self._rest, b""
+        return rest
+
+
+class Parser:
+    """Whole events out of the same bytes, for reading what they say. Holds at most `bound` bytes of an unfinished event.
+
+    `overflowed` says that an event was larger and has been skipped, unread.
+    """
+
+    def __init__(self, bound: int = 8 * 1024 * 1024) -> None:
+        self._bound = bound
+        self._rest = b""
+        self.overflowed = False
+
+    def feed(self, chunk: bytes) -> list[Event]:
+        """Every event that `chunk` completes; comments and empty events are left out."""
+        data = self._rest + chunk if self._rest else chunk
+        parts = data.split(b"\n\n") if b"\r" not in data else _END.split(data)
+        self._rest = parts.pop()
+        if len(self._rest) > self._bound:
+            self._rest, self.overflowed = b"", True
+        return [event for part in parts if (event := _parse(part)) is not None]
+
+
+def _parse(block: bytes) -> Event | None:
+    name, data = b"", []
+    for line in block.split(b"\n") if b"\r" not in block else _LINE.split(block):
+        if line.startswith(b"data:"):
+            data.append(line[6:] if line[5:6] == b" " else line[5:])
+        elif line.startswith(b"event:"):
+            name = line[6:].strip()
+    return Event(name, b"\n".join(data)) if data else None

@@ -1,0 +1,158 @@
+"""Flask on the worker's event loop: async views await on it, and the request context lives until the response is closed.
+
+Under the bridge a view runs in a greenlet of the request's own asyncio task (greenback), so `async_to_sync` awaits right
+there. Under a WSGI server the coroutine goes, with the caller's contextvars, to one background loop per process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextvars
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import greenback
+from flask import Flask, Response, request
+
+from service.errors import Draining
+from service.lifetime import Ending
+from service.web.channel import Channel
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+T = TypeVar("T")
+
+
+class StreamedResponse(Response):
+    """A response whose body is an async iterator: the bridge consumes it natively, WSGI pulls it through the loop."""
+
+    stream_body: AsyncIterator[bytes]
+
+
+class LoopFlask(Flask):
+    """Flask with one loop. `draining` turns true when the process begins to shut down."""
+
+    draining = False
+
+    def async_to_sync(self, func: Callable[..., Coroutine[Any, Any, T]]) -> Callable[..., T]:
+        """Run `func` on this process's loop and wait for it; a drain's cancellation becomes `Draining`."""
+
+        def run(*args: Any, **kwargs: Any) -> T:
+            channel = Channel.of(request.environ)
+            coroutine = func(*args, **kwargs)
+            if not channel.bridged:
+                return cast(T, background().run(coroutine))
+            try:
+                return greenback.await_(coroutine)
+            except asyncio.CancelledError:
+                if channel.lifetime.ending is not Ending.DRAIN:
+                    raise
+                absorb_cancellation()
+                raise Draining("the gateway is shutting down") from None
+
+        return run
+
+    def wsgi_app(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """As Flask's, but the context is popped when the returned body is closed: spans and teardown cover the stream."""
+        context = self.request_context(environ)
+        error: BaseException | None = None
+        try:
+            context.push()
+            try:
+                response = self.full_dispatch_request()
+            except Exception as exception:  # noqa: BLE001 Flask's own contract: handle_exception logs and answers 500
+                error = exception
+                response = self.handle_exception(exception)
+            inner = response(environ, start_response)
+        except BaseException as exception:
+            context.pop(exception)
+            raise
+        stream = response.stream_body if isinstance(response, StreamedResponse) else None
+        return ResponseBody(inner, stream, lambda: context.pop(error), bridged=Channel.of(environ).bridged)
+
+
+class ResponseBody:
+    """What `wsgi_app` returns: `stream` when the body is async (for the bridge), else plain bytes; `close` ends the context."""
+
+    def __init__(
+        self,
+        inner: Iterable[bytes],
+        stream: AsyncIterator[bytes] | None,
+        on_close: Callable[[], None],
+        *,
+        bridged: bool,
+    ) -> None:
+        self.stream = stream
+        self._inner = inner
+        self._on_close: Callable[[], None] | None = on_close
+        self._bridged = bridged
+
+    def __iter__(self) -> Iterator[bytes]:
+        if self.stream is None:
+            yield from self._inner
+            return
+        loop = background()
+        while (chunk := loop.run(anext(self.stream, None))) is not None:
+            yield chunk
+
+    def close(self) -> None:
+        """End the request context, once. The bridge has closed `stream` itself by then."""
+        if self._on_close is None:
+            return
+        on_close, self._on_close = self._on_close, None
+        try:
+            if self.stream is not None and not self._bridged:
+                background().run(cast(Any, self.stream).aclose())
+            cast(Any, self._inner).close()
+        finally:
+            on_close()
+
+
+def absorb_cancellation() -> None:
+    """The current task goes on although it was cancelled: whoever cancelled it wanted an orderly end, not a stop."""
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()
+
+
+class BackgroundLoop:
+    """An event loop in a daemon thread, for processes whose server has none."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, name="claude-proxy-loop", daemon=True).start()
+
+    def run(self, awaitable: Any) -> Any:
+        """Await on the loop from another thread, in the caller's context; returns or raises what it did."""
+        done: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        context = contextvars.copy_context()
+
+        async def carry() -> None:
+            try:
+                done.set_result(await awaitable)
+            except BaseException as error:  # noqa: BLE001 handed to the waiting thread as it is
+                done.set_exception(error)
+
+        self.loop.call_soon_threadsafe(lambda: self._tasks.add(self.loop.create_task(carry(), context=context)))
+        try:
+            return done.result()
+        finally:
+            self.loop.call_soon_threadsafe(self._tasks.clear)
+
+    _tasks: set[asyncio.Task[None]] = set()
+
+
+_lock = threading.Lock()
+_background: BackgroundLoop | None = None
+
+
+def background() -> BackgroundLoop:
+    """The process's background loop, started on first use."""
+    global _background
+    with _lock:
+        if _background is None:
+            _background = BackgroundLoop()
+        return _background

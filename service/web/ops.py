@@ -1,0 +1,36 @@
+"""What operators and probes ask: is it alive, is it ready, what are its figures."""
+
+from __future__ import annotations
+
+from flask import Response, request
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+from service.errors import Forbidden
+from service.web import reply
+from service.web.auth import Gate
+from service.web.channel import Channel
+from service.web.flask_loop import LoopFlask
+
+RULES = ("/healthz", "/readyz", "/metrics")
+
+
+def register(app: LoopFlask, gate: Gate, registry: CollectorRegistry) -> None:
+    """Add the operator routes. None of them counts as a request in our own metrics."""
+
+    async def healthz() -> Response:
+        # An async view: it answers only if the loop runs.
+        return reply.own_json({"status": "ok"})
+
+    async def readyz() -> Response:
+        draining = app.draining
+        return reply.own_json({"status": "draining" if draining else "ready"}, 503 if draining else 200)
+
+    async def metrics() -> Response:
+        if not gate.admit_to_metrics(Channel.of(request.environ).headers):
+            raise Forbidden("/metrics asks for Authorization: Bearer and the token in CLAUDE_PROXY_METRICS_TOKEN")
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(registry), content_type=content_type)
+
+    for rule, view in zip(RULES, (healthz, readyz, metrics), strict=True):
+        app.add_url_rule(rule, endpoint=f"ops{rule}", view_func=view, methods=["GET"])

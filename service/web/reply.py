@@ -1,0 +1,80 @@
+"""Answers: the provider's passed on, our own JSON, and errors in the provider's own shape."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+from flask import Response, g
+
+from service.account.exchange import Exchange
+from service.errors import GatewayError
+from service.pipeline import Answer
+from service.web.flask_loop import StreamedResponse
+
+HOP_BY_HOP = frozenset(
+    (
+        b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te",
+        b"trailer", b"transfer-encoding", b"upgrade",
+    )
+)  # fmt: skip
+"""RFC 9110 section 7.6.1: they belong to one connection."""
+
+
+def current_exchange() -> Exchange:
+    """The exchange of the request being served."""
+    exchange = g.exchange
+    assert isinstance(exchange, Exchange)
+    return exchange
+
+
+def passed_on(answer: Answer, exchange: Exchange) -> Response:
+    """The provider's answer with its own headers and bytes, plus our ids and timings."""
+    response = StreamedResponse(status=answer.status)
+    response.headers.clear()
+    for name, value in answer.headers:
+        if name.lower() not in HOP_BY_HOP:
+            response.headers.add(name.decode("latin-1"), value.decode("latin-1"))
+    spent = exchange.lifetime.clock() - exchange.lifetime.started
+    upstream = exchange.lifetime.upstream.seconds
+    response.headers["server-timing"] = f"upstream;dur={upstream * 1e3:.3f}, gateway;dur={(spent - upstream) * 1e3:.3f}"
+    response.stream_body = answer.body
+    return response
+
+
+def own_json(value: Any, status: int = 200) -> Response:
+    """A JSON answer of ours."""
+    return Response(msgspec.json.encode(value), status=status, content_type="application/json")
+
+
+def own_error(error: GatewayError) -> Response:
+    """An error of ours in the provider's shape, so that SDKs parse it; `details` has the trace id and the field."""
+    exchange = g.get("exchange")
+    response = own_json(error_body(error, exchange), error.status)
+    for name, value in error.headers.items():
+        response.headers[name] = value
+    if error.should_retry is not None:
+        response.headers["x-should-retry"] = "true" if error.should_retry else "false"
+    return response
+
+
+def error_body(error: GatewayError, exchange: Exchange | None) -> dict[str, Any]:
+    """The wire form of an error."""
+    details: dict[str, Any] = {"source": "claude-proxy"}
+    if exchange is not None:
+        details["trace_id"] = exchange.trace_id
+    if error.field is not None:
+        details["field"] = error.field
+    body: dict[str, Any] = {"type": error.type, "message": error.message, "details": details}
+    return {"type": "error", "error": body, "request_id": exchange.request_id if exchange is not None else None}
+
+
+def error_event(error: GatewayError, exchange: Exchange) -> bytes:
+    """The same as an SSE event: after the first byte nothing can become a status any more."""
+    return b"event: error\ndata: " + msgspec.json.encode(error_body(error, exchange)) + b"\n\n"
+
+
+async def drained(body: AsyncIterator[bytes]) -> bytes:
+    """All of a body, for answers that we read ourselves."""
+    return b"".join([chunk async for chunk in body])
