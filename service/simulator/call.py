@@ -24,6 +24,7 @@ from service.simulator.truth import Ending, Line, Recorded, Truth, hashed, witho
 
 ORGANIZATION = "5157b4cc-0000-4000-8000-000000000001"
 JSON = "application/json"
+_UNSEEDED = random.Random()  # of calls without a body to seed from
 
 
 class Simulator:
@@ -50,7 +51,7 @@ class Call:
         self.line = Line(new_id("req_011C", 20), request.method, path, sim.clock.time())
         headers = request.raw_headers if sim.config.record_headers else without_credentials(request.raw_headers)
         self.recorded = Recorded(self.line.request_id, request.method, path, query, headers)
-        self.rng = random.Random(0)
+        self.rng = _UNSEEDED
         sim.truth.requests.append(self.recorded)
         sim.truth.in_flight += 1
 
@@ -93,7 +94,8 @@ class Call:
         self.recorded.body_bytes, self.recorded.body_sha256 = size, digest.hexdigest()
         self.body = _decoded(b"".join(pieces), self.request.headers.get("content-encoding", "identity"), limit)
         seed = self.sim.config.seed if self.scenario.seed is None else self.scenario.seed
-        self.rng.seed(blake2b(self.body, digest_size=8, salt=seed.to_bytes(16, "big", signed=True)).digest())
+        digest8 = blake2b(self.body, digest_size=8, salt=seed.to_bytes(16, "big", signed=True)).digest()
+        self.rng = random.Random(int.from_bytes(digest8, "big"))
 
     def delay(self, asked: float | None, usual: float) -> float:
         """Seconds to wait: exactly what the scenario asks, else drawn around what is usual; both in ms."""

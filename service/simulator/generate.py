@@ -51,7 +51,6 @@ _WORDS = [
     "harbours",
     "bells",
 ]
-_ALPHABET = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _PAGE = 65_536
 _SPREAD = 0.6  # sigma of the log-normal lengths: the longest of a hundred answers is about four times the median
 _ids = random.Random()
@@ -59,7 +58,7 @@ _ids = random.Random()
 
 def new_id(prefix: str, length: int = 22, rng: random.Random = _ids) -> str:
     """An id such as the API's: `msg_01` and 22 characters; never the same twice unless `rng` is seeded."""
-    return prefix + "".join(rng.choices(_ALPHABET, k=length))
+    return prefix + base64.b64encode(rng.randbytes(length), b"xX")[:length].decode()
 
 
 @dataclass(slots=True)

@@ -4,7 +4,6 @@ Source of the rules and numbers: the Rate limits page.
 """
 
 import math
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import lru_cache
 
@@ -14,6 +13,11 @@ from service.simulator.models import Model
 
 START_TIER = Limits(requests=1_000, input_tokens=2_000_000, output_tokens=400_000)
 START_TIER_LARGE = Limits(requests=1_000, input_tokens=500_000, output_tokens=100_000)  # Fable and Mythos
+_NAMES = tuple(
+    f"anthropic-ratelimit-{dimension}-{field}"
+    for dimension in ("requests", "input-tokens", "output-tokens", "tokens")
+    for field in ("limit", "remaining", "reset")
+)
 
 
 @lru_cache(maxsize=1024)
@@ -35,8 +39,9 @@ class Bucket:
 
     def level(self, now: float) -> float:
         """What is left."""
-        self._level = min(float(self.limit), self._level + (now - self._updated) * self._rate)
+        level = self._level + (now - self._updated) * self._rate
         self._updated = now
+        self._level = level if level < self.limit else float(self.limit)
         return self._level
 
     def take(self, amount: float, now: float) -> None:
@@ -44,71 +49,65 @@ class Bucket:
         self._level = self.level(now) - amount
 
     def wait(self, amount: float, now: float) -> float:
-        """Seconds until `amount` will be there; 0 when it is there now."""
-        return max(0.0, (min(amount, self.limit) - self.level(now)) / self._rate)
+        """Seconds until `amount` will be there, 0 when it is; more than the limit is had as soon as it is full."""
+        lacking = min(amount, self.limit) - self.level(now)
+        return lacking / self._rate if lacking > 0 else 0.0
 
-    def full_at(self, now: float) -> float:
-        """When the bucket will be full again, in seconds since the epoch."""
-        return now + (self.limit - self.level(now)) / self._rate
+    def shown(self, now: float, step: int) -> tuple[str, str, str]:
+        """Limit, what remains (rounded to `step`) and when it will be full again (RFC 3339), as headers show them."""
+        left = self.level(now)
+        full = rfc3339(math.ceil(now + (self.limit - left) / self._rate))
+        whole = 0 if left < 0 else int(left) if step == 1 else round(left / step) * step
+        return str(self.limit), str(whole if whole < self.limit else self.limit), full
 
 
 class Pool:
     """The three buckets that one key has for one class of models."""
 
     def __init__(self, limits: Limits, now: float) -> None:
-        self._buckets = {
-            "requests": Bucket(limits.requests, now),
-            "input-tokens": Bucket(limits.input_tokens, now),
-            "output-tokens": Bucket(limits.output_tokens, now),
-        }
+        self._requests = Bucket(limits.requests, now)
+        self._input = Bucket(limits.input_tokens, now)
+        self._output = Bucket(limits.output_tokens, now)
 
     def admit(self, input_tokens: int, now: float) -> None:
         """Count a request and its uncached input, or raise the 429 that names the limit in the way.
 
         Output is not reserved: a request may start while any output tokens are left.
         """
-        wanted = {"requests": 1, "input-tokens": input_tokens, "output-tokens": 1}
-        for name, bucket in self._buckets.items():
-            seconds = bucket.wait(wanted[name], now)
+        wanted = (("requests", self._requests, 1), ("input-tokens", self._input, input_tokens))
+        for name, bucket, amount in (*wanted, ("output-tokens", self._output, 1)):
+            seconds = bucket.wait(amount, now)
             if seconds > 0:
-                raise self.refusal(name, math.ceil(seconds), now)
-        self._buckets["requests"].take(1, now)
-        self._buckets["input-tokens"].take(input_tokens, now)
+                raise self._refusal(name, bucket.limit, math.ceil(seconds), now)
+        self._requests.take(1, now)
+        self._input.take(input_tokens, now)
 
     def produced(self, output_tokens: int, now: float) -> None:
         """Count output as it is made."""
-        self._buckets["output-tokens"].take(output_tokens, now)
+        self._output.take(output_tokens, now)
 
-    def refusal(self, name: str, retry_after: float, now: float, *, pretend: bool = False) -> ApiError:
-        """The 429 for the limit `name`; `pretend` shows it as used up although it is not."""
-        unit = name.replace("-", " ")
+    def pretend(self, name: str, retry_after: float, now: float) -> ApiError:
+        """The 429 for the limit `name` (as in its headers) with nothing remaining, although there is."""
+        limit = {"requests": self._requests, "input-tokens": self._input, "output-tokens": self._output}[name].limit
+        error = self._refusal(name, limit, retry_after, now)
+        error.headers[f"anthropic-ratelimit-{name}-remaining"] = "0"
+        error.headers[f"anthropic-ratelimit-{name}-reset"] = rfc3339(math.ceil(now + 60))
+        return error
+
+    def _refusal(self, name: str, limit: int, retry_after: float, now: float) -> ApiError:
         message = (
-            f"This request would exceed your organization's rate limit of {self._buckets[name].limit:,} {unit} per "
+            f"This request would exceed your organization's rate limit of {limit:,} {name.replace('-', ' ')} per "
             "minute. For details, refer to: https://docs.claude.com/en/api/rate-limits."
         )
         headers = {**self.headers(now), "retry-after": f"{retry_after:g}"}
-        if pretend:
-            headers[f"anthropic-ratelimit-{name}-remaining"] = "0"
-            headers[f"anthropic-ratelimit-{name}-reset"] = rfc3339(math.ceil(now + 60))
         return ApiError(429, "rate_limit_error", message, headers=headers)
 
     def headers(self, now: float) -> dict[str, str]:
         """The `anthropic-ratelimit-*` headers; `tokens` is the scarcer of the two token limits."""
-        headers: dict[str, str] = {}
-        for name, bucket in self._buckets.items():
-            headers.update(_lines(name, bucket, now))
-        tokens = (self._buckets["input-tokens"], self._buckets["output-tokens"])
-        headers.update(_lines("tokens", min(tokens, key=lambda bucket: bucket.level(now) / bucket.limit), now))
-        return headers
-
-
-def _lines(name: str, bucket: Bucket, now: float) -> Iterable[tuple[str, str]]:
-    left = max(0.0, bucket.level(now))
-    whole = int(left) if name == "requests" else round(left / 1000) * 1000
-    prefix = f"anthropic-ratelimit-{name}-"
-    yield prefix + "limit", str(bucket.limit)
-    yield prefix + "remaining", str(min(whole, bucket.limit))
-    yield prefix + "reset", rfc3339(math.ceil(bucket.full_at(now)))
+        requests, incoming = self._requests.shown(now, 1), self._input.shown(now, 1000)
+        outgoing = self._output.shown(now, 1000)
+        scarce = self._input.level(now) * self._output.limit < self._output.level(now) * self._input.limit
+        return dict(zip(_NAMES, requests + incoming + outgoing + (incoming if scarce else outgoing), strict=True))
 
 
 class Limiter:

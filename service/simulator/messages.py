@@ -30,18 +30,19 @@ async def create(call: Call) -> web.StreamResponse:
     pool = call.sim.limiter.pool(call.line.key_hash, model, now)
     if limit := _LIMIT_FAULTS.get(call.scenario.fault):
         seconds = call.scenario.retry_after
-        raise pool.refusal(limit, 5 if seconds is None else seconds, now, pretend=True)
+        raise pool.pretend(limit, 5 if seconds is None else seconds, now)
     await before_headers(call, call.sim.config.ttfb_ms)
     usage = _admit(call, asked, model, pool)
     config = call.sim.config
     answer = generate.compose(asked, call.scenario, call.rng, config.seed, config.output_tokens)
     message = opening(call, asked, model, usage)
-    if asked.stream:
+    if call.streaming:
+        call.headers = pool.headers(now)
         return await stream.send(call, answer, message, pool)
-    gaps = stream.chunk_count(answer, call.scenario)
-    await call.wait(sum(call.delay(call.scenario.gap_ms, config.gap_ms) for _ in range(gaps)))
-    pool.produced(answer.output_tokens, call.sim.clock.time())
-    call.headers = pool.headers(call.sim.clock.time())
+    await call.wait(stream.duration(call, answer))
+    now = call.sim.clock.time()
+    pool.produced(answer.output_tokens, now)
+    call.headers = pool.headers(now)
     call.line.billed.output_tokens = answer.output_tokens
     return call.answer(finished(message, answer))
 
@@ -74,7 +75,6 @@ def _admit(call: Call, asked: Request, model: Model, pool: Pool) -> InputUsage:
     else:
         usage = InputUsage(plain=total)
     pool.admit(usage.limited, now)
-    call.headers = pool.headers(now)
     call.line.billed = Billed(1, usage.plain, usage.written_5m + usage.written_1h, usage.read)
     return usage
 

@@ -1,11 +1,13 @@
 """The models that exist here, and how the Models API shows them."""
 
-import msgspec
+from dataclasses import dataclass
+from functools import cached_property
 
 from service.simulator.errors import invalid, not_found
 
 
-class Model(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class Model:
     """One model: what it is called and what it allows."""
 
     id: str
@@ -16,24 +18,24 @@ class Model(msgspec.Struct, frozen=True):
     alias: str = ""
     retires: str = ""  # RFC 3339 date, when deprecated
 
-    @property
+    @cached_property
     def line(self) -> str:
         """haiku, sonnet, opus, fable or mythos."""
         return self.id.split("-")[1]
 
-    @property
+    @cached_property
     def generation(self) -> tuple[int, ...]:
         """(4, 6) for claude-opus-4-6."""
         return tuple(int(part) for part in self.id.split("-")[2:4])
 
-    @property
+    @cached_property
     def limit_class(self) -> str:
         """The models that share rate limits: 4.x of a line, Fable 5.x with Mythos (Rate limits page)."""
         if self.line in ("fable", "mythos"):
             return f"fable-{self.generation[0]}"
         return f"{self.line}-4" if self.generation[0] == 4 else self.id
 
-    @property
+    @cached_property
     def allows(self) -> dict[str, bool]:
         """What newer models took away: prefill and manual thinking, then forced tools and no thinking at all."""
         large = self.line in ("fable", "mythos")

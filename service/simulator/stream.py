@@ -43,6 +43,14 @@ def chunk_count(answer: Answer, scenario: Scenario) -> int:
     return sum(_pieces(part, scenario) for part in answer.parts)
 
 
+def duration(call: Call, answer: Answer) -> float:
+    """Seconds that it takes to make the answer, streamed or not, after its first byte."""
+    usual = call.sim.config.gap_ms
+    if not usual and not call.scenario.gap_ms:
+        return 0.0
+    return sum(call.delay(call.scenario.gap_ms, usual) for _ in range(chunk_count(answer, call.scenario)))
+
+
 def _pieces(part: Part, scenario: Scenario) -> int:
     usual = -(-part.tokens // _TOKENS_PER_CHUNK)
     return max(1, min(usual if scenario.chunks is None else scenario.chunks, len(part.text) or 1))

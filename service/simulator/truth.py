@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 
 Ending = Literal["open", "completed", "aborted", "cut", "errored"]
-_CREDENTIALS = (b"x-api-key", b"authorization", b"proxy-authorization", b"cookie")
+_CREDENTIALS = frozenset((b"x-api-key", b"authorization", b"proxy-authorization", b"cookie"))
 
 
 @lru_cache(maxsize=4096)
@@ -18,7 +18,7 @@ def hashed(secret: str) -> str:
     return sha256(secret.encode()).hexdigest()[:16]
 
 
-class Billed(msgspec.Struct):
+class Billed(msgspec.Struct, gc=False):
     """Tokens that were billed. Input is split as in usage; nothing is counted twice."""
 
     requests: int = 0
@@ -36,7 +36,7 @@ class Billed(msgspec.Struct):
         self.output_tokens += other.output_tokens
 
 
-class Line(msgspec.Struct):
+class Line(msgspec.Struct, gc=False):
     """One request: what it was, how it ended, what was billed. Times in seconds since the epoch."""
 
     request_id: str
@@ -55,7 +55,7 @@ class Line(msgspec.Struct):
     ended: float | None = None
 
 
-class Recorded(msgspec.Struct):
+class Recorded(msgspec.Struct, gc=False):
     """One request as it came in. The body is kept as its SHA-256 and length only."""
 
     request_id: str
