@@ -30,6 +30,7 @@ class StreamedResponse(Response):
     """A response whose body is an async iterator: the bridge consumes it natively, WSGI pulls it through the loop."""
 
     stream_body: AsyncIterator[bytes]
+    automatically_set_content_length = False  # werkzeug would measure the empty list it is made with
 
 
 class LoopFlask(Flask):
