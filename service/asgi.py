@@ -21,9 +21,9 @@ from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.workers.gasgi import ASGIWorker
 
 from service.errors import ClientGone
-from service.lifetime import Ending, Lifetime
+from service.lifetime import Ending, Lifetime, absorb_cancellation
 from service.web.channel import KEY, Channel
-from service.web.flask_loop import LoopFlask, ResponseBody, absorb_cancellation
+from service.web.flask_loop import LoopFlask, ResponseBody
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -301,10 +301,12 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         self._wake.clear()
 
     async def _finish(self, bridge: Bridge) -> None:
-        began = self.loop.time()
         self.log.info("draining: %d requests under way", len(bridge.active))
+        order, began = self._order[0], self.loop.time()
         while not self._quick_shutdown and not self._is_done(bridge, self.loop.time() - began):
             await self._beat_until_idle(bridge)
+            if self._order[0] != order:  # reloaded first, stopped now: the grace begins with the stop
+                order, began = self._order[0], self.loop.time()
         bridge.end_all(Ending.DRAIN)
         try:
             await asyncio.wait_for(bridge.idle.wait(), 1.0)

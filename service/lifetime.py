@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum, auto
@@ -57,3 +58,10 @@ class Lifetime:
         """Waiting for the client: its body, or room in its socket."""
         self.upstream = Waits(clock)
         """Waiting for the provider, over all calls of the request."""
+
+
+def absorb_cancellation() -> None:
+    """The current task goes on although it was cancelled: whoever cancelled it wanted an orderly end, not a stop."""
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from observability.catalog import Outcome
 from service.account.exchange import Call, Exchange
 from service.errors import AnswerTimeout, DiedMidBody, Draining, GatewayError, InvalidAnswer, UpstreamFailed
-from service.lifetime import Ending, Waits
+from service.lifetime import Ending, Waits, absorb_cancellation
 from service.record import Attempt
 from service.upstream import anthropic, sse
 from service.upstream.client import Client, Prepared, Response, Stream
@@ -163,7 +163,7 @@ class Pipeline:
             if exchange.lifetime.ending is not Ending.DRAIN:
                 self._abandon(exchange, call, response.status_code, reader)
                 raise
-            _go_on()
+            absorb_cancellation()
             failure = Draining("the gateway is shutting down; the stream was ended early")
         except BaseException:
             self._abandon(exchange, call, response.status_code, reader)
@@ -225,13 +225,6 @@ class _Body:
 
 def _outcome_of_ending(exchange: Exchange) -> Outcome:
     return Outcome.DRAINING if exchange.lifetime.ending is Ending.DRAIN else Outcome.CLIENT_ABORT
-
-
-def _go_on() -> None:
-    """The drain cancelled this task to wake it; it goes on to say goodbye."""
-    task = asyncio.current_task()
-    if task is not None:
-        task.uncancel()
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

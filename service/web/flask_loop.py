@@ -17,7 +17,7 @@ import greenback
 from flask import Flask, Response, request
 
 from service.errors import Draining
-from service.lifetime import Ending
+from service.lifetime import Ending, absorb_cancellation
 from service.web.channel import Channel
 
 if TYPE_CHECKING:
@@ -110,13 +110,6 @@ class ResponseBody:
             cast(Any, self._inner).close()
         finally:
             on_close()
-
-
-def absorb_cancellation() -> None:
-    """The current task goes on although it was cancelled: whoever cancelled it wanted an orderly end, not a stop."""
-    task = asyncio.current_task()
-    if task is not None:
-        task.uncancel()
 
 
 class BackgroundLoop:
