@@ -7,15 +7,17 @@ import msgspec
 from aiohttp import web
 
 from service.simulator import errors, messages, models
+from service.simulator.batches import Batches
 from service.simulator.breaking import before_headers, deliver
 from service.simulator.call import Call, Simulator
 from service.simulator.config import Clock, Config, SystemClock
 from service.simulator.errors import ApiError, not_found
 from service.simulator.faults import Schedule, decode_rules
+from service.simulator.files import Files
 
 Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 _MB = 1 << 20
-_MESSAGES_LIMIT, _BATCHES_LIMIT, _FILES_LIMIT = 32 * _MB, 256 * _MB, 500 * _MB  # Errors page, request size limits
+_MESSAGES_LIMIT, _BATCHES_LIMIT = 32 * _MB, 256 * _MB  # Errors page, request size limits
 _BACKLOG = 4096
 _LONGEST_HEADER = 65_536
 
@@ -24,9 +26,11 @@ def create_app(config: Config, *, clock: Clock | None = None) -> web.Application
     """The whole API under /v1 and the truth under /_simulator. Serve it with `serve`, or a client that leaves goes
     unnoticed and compressed bodies arrive unpacked."""
     sim = Simulator(config, clock or SystemClock())
-    app = web.Application(client_max_size=_FILES_LIMIT)
+    app = web.Application(client_max_size=_BATCHES_LIMIT)
     route = app.router.add_route
-    for method, path, handler, limit in _ROUTES:
+    batches, files = Batches(sim), Files()
+    app.on_cleanup.extend((batches.close, files.close))
+    for method, path, handler, limit in _routes(batches, files):
         route(method, path, _api(sim, handler, limit))
     route("GET", "/_simulator/counts", _truth(sim, _counts))
     route("GET", "/_simulator/requests", _truth(sim, _requests))
@@ -98,12 +102,28 @@ async def _nothing_here(call: Call) -> web.StreamResponse:
 
 
 _OWN_PACE: tuple[Handler, ...] = (messages.create, messages.count)  # they name the model first, then take their time
-_ROUTES: tuple[tuple[str, str, Handler, int], ...] = (
-    ("POST", "/v1/messages", messages.create, _MESSAGES_LIMIT),
-    ("POST", "/v1/messages/count_tokens", messages.count, _MESSAGES_LIMIT),
-    ("GET", "/v1/models", _list_models, _MB),
-    ("GET", "/v1/models/{id}", _get_model, _MB),
-)
+
+
+def _routes(batches: Batches, files: Files) -> tuple[tuple[str, str, Handler, int], ...]:
+    """Method, path, handler and the largest body; 0 for a body that the handler reads by itself."""
+    one_batch, one_file = "/v1/messages/batches/{id}", "/v1/files/{id}"
+    return (
+        ("POST", "/v1/messages", messages.create, _MESSAGES_LIMIT),
+        ("POST", "/v1/messages/count_tokens", messages.count, _MESSAGES_LIMIT),
+        ("POST", "/v1/messages/batches", batches.create, _BATCHES_LIMIT),
+        ("GET", "/v1/messages/batches", batches.list, _MB),
+        ("GET", one_batch, batches.retrieve, _MB),
+        ("DELETE", one_batch, batches.delete, _MB),
+        ("POST", f"{one_batch}/cancel", batches.cancel, _MB),
+        ("GET", f"{one_batch}/results", batches.results, _MB),
+        ("GET", "/v1/models", _list_models, _MB),
+        ("GET", "/v1/models/{id}", _get_model, _MB),
+        ("POST", "/v1/files", files.upload, 0),
+        ("GET", "/v1/files", files.list, _MB),
+        ("GET", one_file, files.retrieve, _MB),
+        ("DELETE", one_file, files.delete, _MB),
+        ("GET", f"{one_file}/content", files.content, _MB),
+    )
 
 
 def _truth(

@@ -6,13 +6,13 @@ import random
 import socket
 import struct
 import zlib
-from hashlib import blake2b, sha256
+from hashlib import sha256
 from typing import NoReturn
 
 import msgspec
 from aiohttp import web
 
-from service.simulator import errors
+from service.simulator import errors, generate
 from service.simulator.config import Clock, Config
 from service.simulator.errors import ApiError, invalid
 from service.simulator.faults import PLAIN, Scenario, Schedule, parse
@@ -94,8 +94,7 @@ class Call:
         self.recorded.body_bytes, self.recorded.body_sha256 = size, digest.hexdigest()
         self.body = _decoded(b"".join(pieces), self.request.headers.get("content-encoding", "identity"), limit)
         seed = self.sim.config.seed if self.scenario.seed is None else self.scenario.seed
-        digest8 = blake2b(self.body, digest_size=8, salt=seed.to_bytes(16, "big", signed=True)).digest()
-        self.rng = random.Random(int.from_bytes(digest8, "big"))
+        self.rng = generate.seeded(seed, self.body)
 
     def delay(self, asked: float | None, usual: float) -> float:
         """Seconds to wait: exactly what the scenario asks, else drawn around what is usual; both in ms."""

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import resource
 import signal
 import sys
@@ -124,6 +125,9 @@ async def _serve(config: Config, host: str, port: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     runner, actual = await serve(create_app(config), host, port)
+    gc.collect()
+    gc.freeze()  # nothing that exists now will go away: do not look at it again with every collection
+    gc.set_threshold(50_000, 20, 100)
     print(f"simulator listening on http://{host}:{actual}", flush=True)
     await stop.wait()
     await runner.cleanup()

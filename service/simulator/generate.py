@@ -4,6 +4,7 @@ import base64
 import random
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -59,6 +60,12 @@ _ids = random.Random()
 def new_id(prefix: str, length: int = 22, rng: random.Random = _ids) -> str:
     """An id such as the API's: `msg_01` and 22 characters; never the same twice unless `rng` is seeded."""
     return prefix + base64.b64encode(rng.randbytes(length), b"xX")[:length].decode()
+
+
+def seeded(seed: int, data: bytes) -> random.Random:
+    """A source of chance that depends on the seed and the request alone."""
+    digest = blake2b(data, digest_size=8, salt=seed.to_bytes(16, "big", signed=True)).digest()
+    return random.Random(int.from_bytes(digest, "big"))
 
 
 @dataclass(slots=True)

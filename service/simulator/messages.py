@@ -35,7 +35,8 @@ async def create(call: Call) -> web.StreamResponse:
     usage = _admit(call, asked, model, pool)
     config = call.sim.config
     answer = generate.compose(asked, call.scenario, call.rng, config.seed, config.output_tokens)
-    message = opening(call, asked, model, usage)
+    message = opening(asked, model, usage)
+    call.line.message_id = str(message["id"])
     if call.streaming:
         call.headers = pool.headers(now)
         return await stream.send(call, answer, message, pool)
@@ -79,9 +80,8 @@ def _admit(call: Call, asked: Request, model: Model, pool: Pool) -> InputUsage:
     return usage
 
 
-def opening(call: Call, asked: Request, model: Model, usage: InputUsage, tier: str = "standard") -> dict[str, object]:
+def opening(asked: Request, model: Model, usage: InputUsage, tier: str = "standard") -> dict[str, object]:
     """The message before it has any content, its usage before any output."""
-    message_id = call.line.message_id = generate.new_id("msg_01")
     bill: dict[str, object] = {
         "input_tokens": usage.plain,
         "cache_creation_input_tokens": usage.written_5m + usage.written_1h,
@@ -97,7 +97,7 @@ def opening(call: Call, asked: Request, model: Model, usage: InputUsage, tier: s
     if asked.speed:
         bill["speed"] = asked.speed
     return {
-        "id": message_id,
+        "id": generate.new_id("msg_01"),
         "type": "message",
         "role": "assistant",
         "model": model.id,

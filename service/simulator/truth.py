@@ -74,10 +74,12 @@ class Recorded(msgspec.Struct, gc=False):
 
 def without_credentials(headers: tuple[tuple[bytes, bytes], ...]) -> tuple[tuple[bytes, bytes], ...]:
     """The headers with the SHA-256 of each credential in its place."""
-    return tuple(
-        (name, sha256(value).hexdigest().encode()) if name.lower() in _CREDENTIALS else (name, value)
-        for name, value in headers
-    )
+    return tuple([(name, _masked(value)) if name.lower() in _CREDENTIALS else (name, value) for name, value in headers])
+
+
+@lru_cache(maxsize=4096)
+def _masked(secret: bytes) -> bytes:
+    return sha256(secret).hexdigest().encode()
 
 
 @dataclass
