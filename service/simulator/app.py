@@ -138,8 +138,8 @@ def _truth(
     return answer
 
 
-async def _counts(sim: Simulator, _: web.Request) -> object:
-    return sim.truth.counts()
+async def _counts(sim: Simulator, request: web.Request) -> object:
+    return sim.truth.counts(with_calls=request.query.get("calls") != "0")
 
 
 async def _requests(sim: Simulator, _: web.Request) -> object:
@@ -147,7 +147,7 @@ async def _requests(sim: Simulator, _: web.Request) -> object:
 
 
 async def _reset(sim: Simulator, _: web.Request) -> object:
-    sim.truth.reset()
+    sim.reset()
     return {}
 
 

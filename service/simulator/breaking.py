@@ -4,6 +4,7 @@ from aiohttp import web
 
 from service.simulator.call import Call
 from service.simulator.errors import TYPES, ApiError
+from service.simulator.truth import Billed
 
 GARBAGE = b"<html><head><title>Oops</title></head><body>\x00\xff upstream connect error</body></html>"
 _STATUS = {
@@ -71,8 +72,12 @@ async def deliver(call: Call, response: web.Response) -> web.StreamResponse:
         "stall",
     ):
         return response
-    if fault in ("malformed", "garbage"):
-        response.body = GARBAGE if fault == "garbage" else body[: len(body) // 2]
+    if fault == "malformed":
+        response.body = body[: len(body) // 2]
+        return response
+    if fault == "garbage":
+        call.line.billed = Billed()
+        response.body = GARBAGE
         return response
     broken = web.StreamResponse(status=response.status, headers=response.headers)
     broken.content_length = len(body)

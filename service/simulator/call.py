@@ -33,9 +33,14 @@ class Simulator:
     def __init__(self, config: Config, clock: Clock) -> None:
         self.config, self.clock = config, clock
         self.truth = Truth(config.record_calls, config.record_requests)
-        self.limiter = Limiter(config.limits)
+        self.reset()
+
+    def reset(self) -> None:
+        """Start afresh: counts, recording, rate limits, prompt cache, and the schedule that it was started with."""
+        self.truth.reset()
+        self.limiter = Limiter(self.config.limits)
         self.cache = PromptCache()
-        self.schedule = Schedule(config.schedule, clock.time())
+        self.schedule = Schedule(self.config.schedule, self.clock.time())
 
 
 class Call:

@@ -58,7 +58,11 @@ schedule
      {"scenario": "fault=hang", "probability": 0.01, "seed": 7, "between": [60, 120], "path": "/v1/models"}]
 
 truth
-  GET /_simulator/counts, GET /_simulator/requests, POST /_simulator/reset
+  GET /_simulator/counts     requests by status, streams by ending, tokens billed by key hash, model and kind, and
+                             every call by itself (?calls=0 leaves those out). A stream is billed for what was
+                             written; nothing is billed for a fault before the headers, error_first or garbage.
+  GET /_simulator/requests   what came in: method, path, query, headers in order, SHA-256 and length of the body
+  POST /_simulator/reset     forget all of that, refill the limits, empty the prompt cache, restart the schedule
 """
 
 

@@ -101,6 +101,14 @@ class Answer:
         return sum(part.tokens for part in self.parts)
 
     @property
+    def ending(self) -> dict[str, object]:
+        """stop_reason and what belongs to it, as a message and a message_delta show them."""
+        ending: dict[str, object] = {"stop_reason": self.stop_reason, "stop_sequence": self.stop_sequence}
+        if self.stop_reason == "refusal":
+            ending["stop_details"] = {"type": "refusal", "category": None, "explanation": None}
+        return ending
+
+    @property
     def thinking_tokens(self) -> int:
         """Tokens of the thinking alone."""
         return sum(part.tokens for part in self.parts if part.kind == "thinking")

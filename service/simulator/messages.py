@@ -117,5 +117,4 @@ def finished(message: dict[str, object], answer: Answer) -> dict[str, object]:
     if answer.thinking_tokens:
         bill["output_tokens_details"] = {"thinking_tokens": answer.thinking_tokens}
     message["content"] = [part.content() for part in answer.parts]
-    message["stop_reason"], message["stop_sequence"] = answer.stop_reason, answer.stop_sequence
-    return message
+    return {**message, **answer.ending}

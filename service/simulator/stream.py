@@ -104,8 +104,7 @@ def _ending(answer: Answer, opening: object, times: int) -> bytes:
     usage["output_tokens"] = answer.output_tokens
     if answer.thinking_tokens:
         usage["output_tokens_details"] = {"thinking_tokens": answer.thinking_tokens}
-    delta = {"stop_reason": answer.stop_reason, "stop_sequence": answer.stop_sequence}
-    return data + event("message_delta", delta=delta, usage=usage) + event("message_stop")
+    return data + event("message_delta", delta=answer.ending, usage=usage) + event("message_stop")
 
 
 def _dict(value: object) -> dict[str, object]:

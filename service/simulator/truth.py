@@ -115,8 +115,8 @@ class Truth:
         for each in (self.by_status, self.streams, self.billed, self.lines, self.requests):
             each.clear()
 
-    def counts(self) -> dict[str, object]:
-        """What GET /_simulator/counts shows."""
+    def counts(self, *, with_calls: bool = True) -> dict[str, object]:
+        """What GET /_simulator/counts shows; `?calls=0` leaves the list of calls out."""
         streams: dict[str, int] = {name: self.streams[name] for name in ("completed", "aborted", "cut", "errored")}
         billed = [
             {"key_hash": key, "model": model, "kind": kind, **msgspec.structs.asdict(bill)}
@@ -124,4 +124,9 @@ class Truth:
         ]
         by_status = {str(status): count for status, count in sorted(self.by_status.items())}
         requests = {"total": self.by_status.total(), "in_flight": self.in_flight, "by_status": by_status}
-        return {"requests": requests, "streams": streams, "billed": billed, "calls": list(self.lines)}
+        return {
+            "requests": requests,
+            "streams": streams,
+            "billed": billed,
+            "calls": list(self.lines) if with_calls else [],
+        }
