@@ -20,7 +20,7 @@ from gunicorn.asgi.lifespan import LifespanManager
 from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.workers.gasgi import ASGIWorker
 
-from service.errors import ClientGone
+from service.errors import ClientGone, GatewayError
 from service.lifetime import Ending, Lifetime, absorb_cancellation
 from service.web.channel import KEY, Channel
 from service.web.flask_loop import LoopFlask, ResponseBody
@@ -79,6 +79,9 @@ class Bridge:
         try:
             await self._serve(scope, body, lifetime, send)
             await body.linger()
+        except GatewayError:
+            # A large answer died on its way; its record is closed. Left incomplete, so that the client sees it cut.
+            return
         except asyncio.CancelledError:
             if lifetime.ending is None:
                 raise

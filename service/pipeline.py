@@ -78,7 +78,7 @@ class Pipeline:
         try:
             with exchange.lifetime.upstream.waiting():
                 return await self._client.send(prepared, call.span)
-        except UpstreamFailed as error:
+        except GatewayError as error:
             self._fail(exchange, call, error, None)
             raise
         except BaseException:
@@ -187,8 +187,9 @@ class Pipeline:
         return _Body(response.stream, exchange.lifetime.upstream, call, self._total_timeout)
 
     @staticmethod
-    def _fail(exchange: Exchange, call: Call, error: UpstreamFailed, status: int | None) -> None:
-        call.attempts.append(Attempt(error.attempt_reason, status))
+    def _fail(exchange: Exchange, call: Call, error: GatewayError, status: int | None) -> None:
+        """The provider failed, or (while its body was being sent up) the client did."""
+        call.attempts.append(Attempt(error.attempt_reason if isinstance(error, UpstreamFailed) else "aborted", status))
         if exchange.call is call:
             exchange.status = error.status
         exchange.end_call(call, error.outcome, error.error_type)

@@ -23,6 +23,7 @@ from service.errors import (
     AnswerTimeout,
     ConnectTimeout,
     DiedMidBody,
+    GatewayError,
     InvalidAnswer,
     NoAnswer,
     NotSent,
@@ -147,4 +148,6 @@ def _before_the_answer(timeouts: dict[str, float]) -> Iterator[None]:
     except aiohttp.ClientResponseError as error:
         raise InvalidAnswer("the provider's answer is not HTTP") from error
     except (aiohttp.ClientError, OSError) as error:
+        if isinstance(error.__cause__, GatewayError):
+            raise error.__cause__ from None  # the request body's own iterator failed, in aiohttp's writer task
         raise NoAnswer("the provider closed the connection without an answer; the call may have been billed") from error

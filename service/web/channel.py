@@ -54,14 +54,17 @@ class Channel:
 
     async def read(self, limit: int) -> bytes:
         """The whole body. Raises `LengthTooLarge` as soon as it is known to be over `limit` bytes, without reading on."""
+        return b"".join([chunk async for chunk in self.stream(limit)])
+
+    async def stream(self, limit: int) -> AsyncIterator[bytes]:
+        """The body as it comes. Raises `LengthTooLarge` as `read` does."""
         self.check_length(limit)
-        parts, size = [], 0
+        size = 0
         async for chunk in self.chunks():
             size += len(chunk)
             if size > limit:
                 raise LengthTooLarge(_too_large(limit))
-            parts.append(chunk)
-        return b"".join(parts)
+            yield chunk
 
     def check_length(self, limit: int) -> None:
         """Refuse by Content-Length alone. Raises `LengthTooLarge`, or `BadRequest` for one that is not a number."""

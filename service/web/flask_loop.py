@@ -130,13 +130,9 @@ class BackgroundLoop:
             except BaseException as error:  # noqa: BLE001 handed to the waiting thread as it is
                 done.set_exception(error)
 
-        self.loop.call_soon_threadsafe(lambda: self._tasks.add(self.loop.create_task(carry(), context=context)))
-        try:
-            return done.result()
-        finally:
-            self.loop.call_soon_threadsafe(self._tasks.clear)
-
-    _tasks: set[asyncio.Task[None]] = set()
+        kept: list[asyncio.Task[None]] = []  # the loop itself keeps only a weak reference
+        self.loop.call_soon_threadsafe(lambda: kept.append(self.loop.create_task(carry(), context=context)))
+        return done.result()
 
 
 _lock = threading.Lock()

@@ -119,7 +119,7 @@ class Native:
     async def _body(self, route: Route, channel: Channel) -> tuple[bytes | AsyncIterator[bytes], _Peek | None]:
         if route.streamed and request.method == "POST":
             channel.check_length(route.limit)
-            return channel.chunks(), None
+            return channel.stream(route.limit), None
         body = await channel.read(route.limit)
         return body, _peek(body, channel.headers) if route.peeks else None
 
