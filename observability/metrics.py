@@ -1,19 +1,31 @@
-"""The process's metrics, made from the catalogue. Every label value is from a closed set; the rest becomes `other`."""
+"""The process's metrics, made from the catalogue. Every label value is from a closed set; the rest becomes `other`.
+
+The instruments are our own, because what they must do no library does: exemplars, whole buckets merged at once, and text
+that can be rendered in slices, so that a scrape never holds the event loop. `collect` shows the same to
+prometheus_client's registry and encoders.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import TypeAlias
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar as LibraryExemplar
+from prometheus_client.samples import Sample
+from prometheus_client.utils import floatToGoString
 
 from observability import catalog
 from observability.catalog import Metric, Type
 
 Labels: TypeAlias = tuple[str, ...]
-Exemplar: TypeAlias = dict[str, str] | None
+Exemplar: TypeAlias = Mapping[str, str] | None
 
 _CLOSED: dict[str, Set[str]] = {
     catalog.PROVIDER: frozenset(catalog.PROVIDERS),
@@ -28,70 +40,131 @@ _CLOSED: dict[str, Set[str]] = {
 }
 
 
-class Metrics:
-    """Counters, gauges and histograms in `registry`, addressed by their catalogue row.
+class _Value:
+    """One counter or gauge series."""
+
+    __slots__ = ("exemplar", "suffix", "value")
+
+    def __init__(self, suffix: str) -> None:
+        self.suffix = suffix
+        self.value = 0.0
+        self.exemplar: LibraryExemplar | None = None
+
+    def samples(self) -> Iterator[tuple[str, str | None, float, LibraryExemplar | None]]:
+        """(name suffix, `le`, value, exemplar) of each sample."""
+        yield self.suffix, None, self.value, self.exemplar
+
+
+class _Buckets:
+    """One histogram series. `counts` are not cumulative; the last is that of `+Inf`."""
+
+    __slots__ = ("counts", "edges", "exemplars", "texts", "total")
+
+    def __init__(self, edges: Sequence[float], texts: Sequence[str]) -> None:
+        self.edges, self.texts = edges, texts
+        self.counts = [0] * (len(edges) + 1)
+        self.exemplars: list[LibraryExemplar | None] = [None] * (len(edges) + 1)
+        self.total = 0.0
+
+    def samples(self) -> Iterator[tuple[str, str | None, float, LibraryExemplar | None]]:
+        """(name suffix, `le`, value, exemplar) of each sample."""
+        running = 0
+        for text, count, exemplar in zip(self.texts, self.counts, self.exemplars, strict=True):
+            running += count
+            yield "_bucket", text, running, exemplar
+        yield "_count", None, running, None
+        yield "_sum", None, self.total, None
+
+
+class Metrics(Collector):
+    """Counters, gauges and histograms, addressed by their catalogue row; registers itself in `registry`.
 
     `routes` and `models` are the known values of those labels. Label values are given in the row's order; the empty
-    string means "not known" and reads as an absent label in Prometheus.
+    string means "not known" and reads as an absent label in Prometheus. Safe to call from any thread.
     """
 
     def __init__(self, registry: CollectorRegistry, *, routes: Set[str], models: Set[str]) -> None:
-        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that nothing reads
         self.registry = registry
         closed = _CLOSED | {catalog.ROUTE: routes, catalog.MODEL: models}
         self._allowed = {m.name: tuple(closed.get(label) for label in m.labels) for m in catalog.METRICS}
-        self._families: dict[str, Counter | Gauge | Histogram] = {m.name: _make(m, registry) for m in catalog.METRICS}
-        self._children: dict[tuple[str, Labels], Counter | Gauge | Histogram] = {}
+        self._texts = {m.name: (*map(floatToGoString, m.buckets), "+Inf") for m in catalog.METRICS}
+        self._series: dict[str, dict[Labels, _Value | _Buckets]] = {m.name: {} for m in catalog.METRICS}
+        self._lock = threading.Lock()
+        registry.register(self)
 
     def add(self, metric: Metric, labels: Labels = (), amount: float = 1, exemplar: Exemplar = None) -> None:
         """Add to a counter (an exemplar may go with it) or to a gauge (`amount` may be negative)."""
-        child = self._child(metric, labels)
-        if isinstance(child, Counter):
-            child.inc(amount, exemplar)
-        elif isinstance(child, Gauge):
-            child.inc(amount)
+        with self._lock:
+            series = self._one(metric, labels)
+            assert isinstance(series, _Value)
+            series.value += amount
+            if exemplar is not None:
+                series.exemplar = LibraryExemplar(dict(exemplar), amount, time.time())
 
     def set(self, metric: Metric, value: float, labels: Labels = ()) -> None:
         """Set a gauge."""
-        child = self._child(metric, labels)
-        assert isinstance(child, Gauge)
-        child.set(value)
+        with self._lock:
+            series = self._one(metric, labels)
+            assert isinstance(series, _Value)
+            series.value = value
 
     def observe(self, metric: Metric, value: float, labels: Labels = (), exemplar: Exemplar = None) -> None:
         """Put one value into a histogram, in the row's unit."""
-        child = self._child(metric, labels)
-        assert isinstance(child, Histogram)
-        child.observe(value, exemplar)
+        with self._lock:
+            series = self._one(metric, labels)
+            assert isinstance(series, _Buckets)
+            index = bisect_left(series.edges, value)
+            series.counts[index] += 1
+            series.total += value
+            if exemplar is not None:
+                series.exemplars[index] = LibraryExemplar(dict(exemplar), value, time.time())
 
-    def _child(self, metric: Metric, labels: Labels) -> Counter | Gauge | Histogram:
+    def merge(self, metric: Metric, counts: Iterable[int], total: float, labels: Labels = ()) -> None:
+        """Put many values into a histogram at once: `counts` per bucket (not cumulative, `+Inf` last) and their sum."""
+        with self._lock:
+            series = self._one(metric, labels)
+            assert isinstance(series, _Buckets)
+            series.counts = [have + more for have, more in zip(series.counts, counts, strict=True)]
+            series.total += total
+
+    def _one(self, metric: Metric, labels: Labels) -> _Value | _Buckets:
+        known = self._series[metric.name]
+        series = known.get(labels)
+        if series is not None:
+            return series
         folded = tuple(
             value if allowed is None or not value or value in allowed else _overflow(metric, index)
             for index, (value, allowed) in enumerate(zip(labels, self._allowed[metric.name], strict=True))
         )
-        child = self._children.get((metric.name, folded))
-        if child is None:
-            family = self._families[metric.name]
-            child = self._children[metric.name, folded] = family.labels(*folded) if folded else family
-        return child
+        series = known.get(folded)
+        if series is None:
+            if metric.type is Type.HISTOGRAM:
+                series = _Buckets(metric.buckets, self._texts[metric.name])
+            else:
+                series = _Value("_total" if metric.type is Type.COUNTER else "")
+            known[folded] = series
+        return series
+
+    def collect(self) -> Iterator[Family]:
+        """For prometheus_client: every family that has a series."""
+        for metric in catalog.METRICS:
+            family = Family(metric.name, metric.help, metric.type.value)
+            for labels, series in list(self._series[metric.name].items()):
+                pairs = dict(zip(metric.labels, labels, strict=True))
+                family.samples += [
+                    Sample(metric.name + suffix, pairs if le is None else pairs | {"le": le}, value, None, exemplar)
+                    for suffix, le, value, exemplar in series.samples()
+                ]
+            if family.samples:
+                yield family
 
 
 def _overflow(metric: Metric, index: int) -> str:
     return "_OTHER" if metric.labels[index] == "error_type" else catalog.OTHER
 
 
-def _make(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
-    match metric.type:
-        case Type.COUNTER:
-            return Counter(metric.name, metric.help, metric.labels, registry=registry)
-        case Type.GAUGE:
-            return Gauge(metric.name, metric.help, metric.labels, registry=registry)
-        case Type.HISTOGRAM:
-            return Histogram(metric.name, metric.help, metric.labels, registry=registry, buckets=metric.buckets)
-
-
-def register_process(registry: CollectorRegistry) -> Mapping[str, Collector]:
+def register_process(registry: CollectorRegistry) -> None:
     """Add this process's own families: CPU, memory, descriptors, garbage collection."""
-    return {
-        "process": prometheus_client.ProcessCollector(registry=registry),
-        "gc": prometheus_client.GCCollector(registry=registry),
-    }
+    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # series that nothing reads
+    prometheus_client.ProcessCollector(registry=registry)
+    prometheus_client.GCCollector(registry=registry)
