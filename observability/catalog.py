@@ -227,6 +227,14 @@ TELEMETRY_LAST_SUCCESS = Metric(
 )
 BUILD_INFO = Metric("claude_proxy_build_info", Type.GAUGE, "Always 1; what runs.", ("version", "python"))
 
+WORKER_UP = Metric(
+    "claude_proxy_worker_up",
+    Type.GAUGE,
+    "1 for a worker whose figures are in this answer, 0 for one that did not answer.",
+    ("worker",),
+)
+"""Made by whoever answers the scrape, not by the worker it speaks of. Every other series has the `worker` label as well."""
+
 METRICS: tuple[Metric, ...] = (
     INFERENCE_DURATION, FIRST_CHUNK,
     INPUT_TOKENS, OUTPUT_TOKENS, CACHE_READ_TOKENS, CACHE_WRITE_TOKENS, REASONING_TOKENS,

@@ -20,10 +20,12 @@ from gunicorn.asgi.lifespan import LifespanManager
 from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.workers.gasgi import ASGIWorker
 
+from observability.exposition import Place
+from service.app import Gateway
 from service.errors import ClientGone, GatewayError
 from service.lifetime import Ending, Lifetime, absorb_cancellation
 from service.web.channel import KEY, Channel
-from service.web.flask_loop import LoopFlask, ResponseBody
+from service.web.flask_loop import ResponseBody
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -40,11 +42,11 @@ _LAST_WORDS = 3.0
 class Bridge:
     """An ASGI application around a Flask app; `active` are the requests under way."""
 
-    def __init__(
-        self, app: LoopFlask, *, on_start: Callable[[], Awaitable[None]], on_stop: Callable[[], Awaitable[None]]
-    ) -> None:
-        self.app = app
-        self._on_start, self._on_stop = on_start, on_stop
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self.app = gateway.app
+        self.place = Place()
+        """Among which siblings this process stands; its worker says so before the start."""
         self.active: dict[Lifetime, asyncio.Task[Any]] = {}
         self.idle = asyncio.Event()
         self.idle.set()
@@ -117,13 +119,13 @@ class Bridge:
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         try:
-            await self._on_start()
+            await self._gateway.start(self.place)
         except Exception as error:  # noqa: BLE001 reported to the server, which stops
             await send({"type": "lifespan.startup.failed", "message": f"{type(error).__name__}: {error}"})
             return
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        await self._on_stop()
+        await self._gateway.stop()
         await send({"type": "lifespan.shutdown.complete"})
 
 
@@ -251,6 +253,8 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         # Made in the master before the fork, so both sides see it: one byte, an Order.
         self._order = mmap.mmap(-1, 1)
+        self.slot = 0
+        """Lowest index that no living worker has; given by the master before the fork."""
         self._wake = asyncio.Event()
 
     def tell(self, order: Order) -> None:
@@ -264,6 +268,12 @@ class Worker(ASGIWorker):  # type: ignore[misc]
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         self.log.info("room for %d concurrent streams (two descriptors each)", (hard - 64) // 2)
         super().init_process()
+
+    def load_wsgi(self) -> None:
+        """Make the application, and tell it where it stands."""
+        super().load_wsgi()
+        # Twice the workers: old and new ones overlap at a reload.
+        self.asgi.place = Place(self.slot, 2 * self.cfg.workers, self.app.token)
 
     def handle_exit_signal(self) -> None:
         """SIGTERM: begin the drain now, not at the next heartbeat."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
+import itertools
 import logging
+import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from gunicorn.glogging import Logger as StockLogger
 
 from observability import logs
 from service.app import create_gateway
-from service.asgi import Bridge, Order
+from service.asgi import Bridge, Order, Worker
 from service.errors import SettingsError
 from service.settings import Settings
 
@@ -41,12 +42,18 @@ def options(settings: Settings) -> dict[str, Any]:
         # The watcher sees a client leave within milliseconds; this is only the backstop.
         "asgi_disconnect_grace_period": 3,
         "on_reload": _on_reload,
+        "pre_fork": _pre_fork,
     }
 
 
 def _on_reload(arbiter: StockArbiter) -> None:
     for worker in arbiter.WORKERS.values():
         worker.tell(Order.SUPERSEDED)
+
+
+def _pre_fork(arbiter: StockArbiter, worker: Worker) -> None:
+    taken = {other.slot for other in arbiter.WORKERS.values()}
+    worker.slot = next(slot for slot in itertools.count() if slot not in taken)
 
 
 class Logger(StockLogger):  # type: ignore[misc]
@@ -88,6 +95,8 @@ class Application(BaseApplication):  # type: ignore[misc]
 
     def __init__(self, load: Load) -> None:
         self._load = load
+        self.token = secrets.token_hex(8)
+        """Names this gateway's local sockets."""
         self.load_settings()
         super().__init__()
 
@@ -107,18 +116,8 @@ class Application(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> Bridge:
         """gunicorn's hook, in the worker, after the fork."""
-        return application(self.settings)
+        return Bridge(create_gateway(self.settings))
 
     def run(self) -> None:
         """Serve until told to stop."""
         Arbiter(self).run()
-
-
-def application(settings: Settings) -> Bridge:
-    """The ASGI application for these settings; also for another ASGI server."""
-    gateway = create_gateway(settings)
-
-    async def started() -> None:
-        await asyncio.sleep(0)
-
-    return Bridge(gateway.app, on_start=started, on_stop=gateway.stop)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from flask import Response, request
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
 
+from observability.exposition import Exposition
 from service.errors import Forbidden
 from service.web import reply
 from service.web.auth import Gate
@@ -15,7 +14,7 @@ from service.web.flask_loop import LoopFlask
 RULES = ("/healthz", "/readyz", "/metrics")
 
 
-def register(app: LoopFlask, gate: Gate, registry: CollectorRegistry) -> None:
+def register(app: LoopFlask, gate: Gate, exposition: Exposition) -> None:
     """Add the operator routes. None of them counts as a request in our own metrics."""
 
     async def healthz() -> Response:
@@ -29,8 +28,9 @@ def register(app: LoopFlask, gate: Gate, registry: CollectorRegistry) -> None:
     async def metrics() -> Response:
         if not gate.admit_to_metrics(Channel.of(request.environ).headers):
             raise Forbidden("/metrics asks for Authorization: Bearer and the token in CLAUDE_PROXY_METRICS_TOKEN")
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(registry), content_type=content_type)
+        text, content_type = await exposition.text(request.headers.get("accept", ""))
+        # A kept connection would tie the scraper to one worker, and a blocked one would then own it.
+        return Response(text, content_type=content_type, headers={"connection": "close"})
 
     for rule, view in zip(RULES, (healthz, readyz, metrics), strict=True):
         app.add_url_rule(rule, endpoint=f"ops{rule}", view_func=view, methods=["GET"])

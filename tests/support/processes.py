@@ -153,13 +153,14 @@ class Gateway(Process):
         return poll(lambda: next((line for line in self.log() if match(line)), None), what=what)
 
     def samples(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-        """`/metrics` as {(sample name, labels): value}; empty labels are left out, as Prometheus does."""
+        """`/metrics` as {(sample name, labels): value}, summed over workers; empty labels are left out."""
         text = httpx.get(self.url + "/metrics", timeout=10).raise_for_status().text
-        return {
-            (sample.name, frozenset((k, v) for k, v in sample.labels.items() if v)): sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-        }
+        found: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                key = sample.name, frozenset((k, v) for k, v in sample.labels.items() if v and k != "worker")
+                found[key] = found.get(key, 0.0) + sample.value
+        return found
 
     def sample(self, name: str, **labels: str) -> float:
         """One sample's value; 0.0 when the series does not exist."""
