@@ -1,4 +1,4 @@
-"""The door for gunicorn: the bridge that runs Flask on the worker's loop, and the worker that drains properly.
+"""The bridge that runs Flask on the worker's loop, as an ASGI application.
 
 Each request is one asyncio task whose body is a greenlet; async views await right on the loop. Two things end a request
 from outside, both as a cancellation with a reason in its `Lifetime`: its client leaves, or the worker must stop.
@@ -7,18 +7,11 @@ from outside, both as a cancellation with a reason in its `Lifetime`: its client
 from __future__ import annotations
 
 import asyncio
-import mmap
-import os
-import resource
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from enum import IntEnum
 from typing import Any
 
 import greenback
-from gunicorn.asgi.lifespan import LifespanManager
-from gunicorn.asgi.protocol import ASGIProtocol
-from gunicorn.workers.gasgi import ASGIWorker
 
 from observability.exposition import Place
 from service.app import Gateway
@@ -35,8 +28,6 @@ _BLOCKED = 0.0005
 """Seconds after which a send counts as waiting for the client; a shorter one is our own CPU."""
 _LINGER = 2.0
 """Seconds that an unread body is discarded after an early answer: closing at once would reset the answer away."""
-_LAST_WORDS = 3.0
-"""Seconds kept at the end of the grace for in-band endings and the last flush."""
 
 
 class Bridge:
@@ -232,112 +223,3 @@ class _NoInput:
 
     def flush(self) -> None:
         """Nothing to do."""
-
-
-class Order(IntEnum):
-    """What the master has told a worker beyond its signals (which do not say why)."""
-
-    SERVE = 0
-    SUPERSEDED = 1
-    STOP = 2
-
-
-class Worker(ASGIWorker):  # type: ignore[misc]
-    """gunicorn's ASGI worker with a drain that starts at once and ends inside the grace.
-
-    SIGTERM: stop accepting, let requests finish; at grace - 3 s the rest ends in-band. After a reload (HUP) there is no
-    deadline but the calls' own timeouts. SIGINT and SIGQUIT end everything now. Always flushes telemetry before it goes.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # Made in the master before the fork, so both sides see it: one byte, an Order.
-        self._order = mmap.mmap(-1, 1)
-        self.slot = 0
-        """Lowest index that no living worker has; given by the master before the fork."""
-        self._wake = asyncio.Event()
-
-    def tell(self, order: Order) -> None:
-        """From the master: what the next SIGTERM means."""
-        self._order[0] = order
-
-    def init_process(self) -> None:
-        """Raise the descriptor limit (a stream takes two), then start."""
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft != hard:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        self.log.info("room for %d concurrent streams (two descriptors each)", (hard - 64) // 2)
-        super().init_process()
-
-    def load_wsgi(self) -> None:
-        """Make the application, and tell it where it stands."""
-        super().load_wsgi()
-        # Twice the workers: old and new ones overlap at a reload.
-        self.asgi.place = Place(self.slot, 2 * self.cfg.workers, self.app.token)
-
-    def handle_exit_signal(self) -> None:
-        """SIGTERM: begin the drain now, not at the next heartbeat."""
-        super().handle_exit_signal()
-        self._wake.set()
-
-    def handle_quit_signal(self) -> None:
-        """SIGINT, SIGQUIT: end now."""
-        super().handle_quit_signal()
-        self._wake.set()
-
-    async def _serve(self) -> None:
-        bridge: Bridge = self.asgi
-        self.lifespan = LifespanManager(self.asgi, self.log, self.state)
-        await self.lifespan.startup()
-        for sock in self.sockets:
-            server = await self.loop.create_server(lambda: ASGIProtocol(self), sock=sock.sock, backlog=self.cfg.backlog)
-            self.servers.append(server)
-        while self.alive:  # type: ignore[has-type]
-            await self._beat()
-            if self.ppid != os.getppid():
-                self.log.info("the master is gone; worker %s stops", self.pid)
-                break
-        self.alive = False
-        for server in self.servers:
-            server.close()
-        bridge.drain()
-        await self._finish(bridge)
-        await self.lifespan.shutdown()
-
-    async def _beat(self) -> None:
-        """Tell the master that the loop runs, then wait for a signal, a second at most."""
-        self.notify()
-        try:
-            await asyncio.wait_for(self._wake.wait(), 1.0)
-        except TimeoutError:
-            return
-        self._wake.clear()
-
-    async def _finish(self, bridge: Bridge) -> None:
-        self.log.info("draining: %d requests under way", len(bridge.active))
-        order, began = self._order[0], self.loop.time()
-        while not self._quick_shutdown and not self._is_done(bridge, self.loop.time() - began):
-            await self._beat_until_idle(bridge)
-            if self._order[0] != order:  # reloaded first, stopped now: the grace begins with the stop
-                order, began = self._order[0], self.loop.time()
-        bridge.end_all(Ending.DRAIN)
-        try:
-            await asyncio.wait_for(bridge.idle.wait(), 1.0)
-        except TimeoutError:
-            self.log.warning("%d requests did not end in time", len(bridge.active))
-
-    def _is_done(self, bridge: Bridge, waited: float) -> bool:
-        if self._order[0] == Order.SUPERSEDED:
-            # Kept connections get their whole keep-alive: closing one as its next request arrives would cut somebody.
-            return not bridge.active and (self.nr_conns == 0 or waited > self.cfg.keepalive)
-        return not bridge.active or waited > self.cfg.graceful_timeout - _LAST_WORDS
-
-    async def _beat_until_idle(self, bridge: Bridge) -> None:
-        self.notify()
-        waits = [asyncio.ensure_future(self._wake.wait())]
-        if bridge.active:
-            waits.append(asyncio.ensure_future(bridge.idle.wait()))
-        await asyncio.wait(waits, timeout=0.25, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
-        self._wake.clear()

@@ -14,9 +14,10 @@ from gunicorn.glogging import Logger as StockLogger
 
 from observability import logs
 from service.app import create_gateway
-from service.asgi import Bridge, Order, Worker
+from service.asgi import Bridge
 from service.errors import SettingsError
 from service.settings import Settings
+from service.worker import Order, Worker
 
 Load = Callable[[], Settings]
 
@@ -26,7 +27,7 @@ def options(settings: Settings) -> dict[str, Any]:
     return {
         "bind": settings.bind,
         "workers": settings.workers,
-        "worker_class": "service.asgi.Worker",
+        "worker_class": "service.worker.Worker",
         "logger_class": Logger,
         "loglevel": settings.log_level,
         "accesslog": None,  # our own line per request says more, and is written after the last byte
