@@ -1,0 +1,104 @@
+"""The command: `python -m tests.bench --help`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.bench import helper, machine
+from tests.bench.measures import Bench, Plan
+from tests.bench.report import report
+from tests.bench.subjects import EVERYTHING, VARIANTS, Stage
+
+MEASURES: dict[str, Callable[[Bench], None]] = {
+    "start": Bench.start,
+    "throughput": Bench.throughput,
+    "sequential": Bench.sequential,
+    "streams": Bench.streams,
+    "many": Bench.many,
+    "batch": Bench.batch,
+    "export": Bench.export,
+}
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench",
+        description="Measure the gateway beside a bare asyncio pass-through and the upstream itself, in one interleaved "
+        "run. Loopback only. Progress goes to stderr, one Markdown report to stdout.",
+    )
+    parser.add_argument("--quick", action="store_true", help="under a minute: fewer rounds, fewer subjects")
+    parser.add_argument(
+        "--only", action="append", choices=sorted(MEASURES), metavar="NAME",
+        help="only this measure; may be repeated: " + ", ".join(MEASURES),
+    )  # fmt: skip
+    parser.add_argument(
+        "--seconds", type=_seconds, metavar="N", help="seconds per subject and round (default: 2, quick: 1)"
+    )
+    parser.add_argument("--streams", type=_count, default=1000, metavar="N", help="streams of `many` (default: 1000)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's figures to FILE")
+    return parser.parse_args(argv)
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0.1 <= value <= 60:
+        raise argparse.ArgumentTypeError("between 0.1 and 60")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 20_000:
+        raise argparse.ArgumentTypeError("between 1 and 20000")
+    return value
+
+
+def _plan(arguments: argparse.Namespace) -> Plan:
+    now = time.monotonic()
+    if arguments.quick:
+        return Plan(arguments.seconds or 1, 2, 1, 1, arguments.streams, 12, now + 30)
+    return Plan(arguments.seconds or 2, 5, 3, 2, arguments.streams, 24, now + 270)
+
+
+def _stop(_number: int, _frame: object) -> None:
+    raise SystemExit("stopped")
+
+
+def main() -> None:
+    """Run the benchmark."""
+    arguments = parse()
+    if not sys.platform.startswith("linux"):
+        raise SystemExit("the benchmark reads /proc and pins to cores: Linux only")
+    signal.signal(signal.SIGTERM, _stop)
+    helper.raise_descriptor_limit()
+    layout = machine.layout()
+    if layout.load:
+        os.sched_setaffinity(0, layout.load)
+    wanted = arguments.only or [name for name in MEASURES if not (arguments.quick and name == "export")]
+    variants = tuple(v for v in VARIANTS if v.quick or not arguments.quick) if "throughput" in wanted else (EVERYTHING,)
+    facts, busy, began = machine.facts(), machine.Busy(), time.monotonic()
+    with Stage(layout) as stage:
+        stage.start_subjects(variants, full_headers=not arguments.quick)
+        bench = Bench(stage, _plan(arguments))
+        for name in MEASURES:
+            if name in wanted:
+                MEASURES[name](bench)
+        facts.append(f"other processes took {busy.others_share() * 100:.0f} % of the machine's CPU time meanwhile")
+    facts += [layout.text, f"took {time.monotonic() - began:.0f} s"]
+    print(report(bench.results, facts, stage.notes))
+    if arguments.json is not None:
+        figures = {"facts": facts, "notes": stage.notes, **dataclasses.asdict(bench.results)}
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
