@@ -93,6 +93,16 @@ OUTCOMES: dict[Outcome, tuple[Fault, str]] = {
 }
 """Each outcome with whose fault it is and what it means."""
 
+STREAM_ENDS: dict[Outcome, str] = {
+    Outcome.OK: "completed",
+    Outcome.REFUSED: "completed",
+    Outcome.CUT_OFF: "cut_off",
+    Outcome.STALLED: "stalled",
+    Outcome.CLIENT_ABORT: "client_abort",
+    Outcome.DRAINING: "draining",
+}
+"""What `claude_proxy_stream_outcomes_total` calls each outcome of a stream that began; any other is `upstream_error`."""
+
 ERROR_TYPES = frozenset(
     {
         *(o.value for o in Outcome if o not in (Outcome.OK, Outcome.REFUSED)),
@@ -177,6 +187,10 @@ FIRST_CHUNK = Metric(
     "gen_ai_client_inference_time_to_first_chunk_seconds", Type.HISTOGRAM,
     "Streams: seconds from sending the call until the first content_block_delta.", _OPM, LLM_SECONDS, exemplar=True,
 )  # fmt: skip
+CHUNK_TIME = Metric(
+    "gen_ai_client_inference_time_per_output_chunk_seconds", Type.HISTOGRAM,
+    "Streams: seconds between one content_block_delta and the next.", _OPM, LLM_SECONDS,
+)  # fmt: skip
 INPUT_TOKENS = _tokens("input", "Input tokens, cached ones included.")
 OUTPUT_TOKENS = _tokens("output", "Output tokens, thinking included.")
 CACHE_READ_TOKENS = _tokens("cache_read_input", "Input tokens read from the prompt cache (part of input).")
@@ -210,6 +224,14 @@ UPSTREAM_429 = Metric(
     "claude_proxy_upstream_429", Type.COUNTER, "429 answers of the provider, by the limit that said no.",
     (PROVIDER, MODEL, "limit"), exemplar=True,
 )  # fmt: skip
+STREAM_OUTCOMES = Metric(
+    "claude_proxy_stream_outcomes", Type.COUNTER, "Streams that began (200 and text/event-stream), by how they ended.",
+    (PROVIDER, MODEL, "outcome"),
+)  # fmt: skip
+STREAM_LONGEST_GAP = Metric(
+    "claude_proxy_stream_longest_gap_seconds", Type.HISTOGRAM,
+    "The longest silence between two content chunks of a stream.", (PROVIDER, MODEL), LLM_SECONDS,
+)  # fmt: skip
 REJECTED = Metric(
     "claude_proxy_rejected",
     Type.COUNTER,
@@ -236,9 +258,10 @@ WORKER_UP = Metric(
 """Made by whoever answers the scrape, not by the worker it speaks of. Every other series has the `worker` label as well."""
 
 METRICS: tuple[Metric, ...] = (
-    INFERENCE_DURATION, FIRST_CHUNK,
+    INFERENCE_DURATION, FIRST_CHUNK, CHUNK_TIME,
     INPUT_TOKENS, OUTPUT_TOKENS, CACHE_READ_TOKENS, CACHE_WRITE_TOKENS, REASONING_TOKENS,
-    REQUESTS, REQUEST_DURATION, IN_FLIGHT, OVERHEAD, UPSTREAM_ATTEMPTS, UPSTREAM_429, REJECTED,
+    REQUESTS, REQUEST_DURATION, IN_FLIGHT, OVERHEAD, UPSTREAM_ATTEMPTS, UPSTREAM_429,
+    STREAM_OUTCOMES, STREAM_LONGEST_GAP, REJECTED,
     TELEMETRY_DROPPED, TELEMETRY_LAST_SUCCESS, BUILD_INFO,
 )  # fmt: skip
 

@@ -30,7 +30,7 @@ Exemplar: TypeAlias = Mapping[str, str] | None
 _CLOSED: dict[str, Set[str]] = {
     catalog.PROVIDER: frozenset(catalog.PROVIDERS),
     catalog.OPERATION: frozenset(catalog.OPERATIONS),
-    "outcome": frozenset(catalog.Outcome),
+    "outcome": frozenset(catalog.Outcome) | frozenset(catalog.STREAM_ENDS.values()),
     "error_type": catalog.ERROR_TYPES,
     "status": frozenset(catalog.STATUSES),
     "reason": frozenset(catalog.ATTEMPT_REASONS) | catalog.ERROR_TYPES | catalog.DROP_REASONS,

@@ -51,8 +51,23 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
+class Pace:
+    """How smoothly a stream's content came: `counts` of the gaps between its chunks per bucket of
+    `catalog.LLM_SECONDS` (the last is beyond the edges), their sum and the longest, in seconds."""
+
+    counts: tuple[int, ...]
+    total: float
+    longest: float
+
+
+@dataclass(frozen=True, slots=True)
 class Answered:
-    """What the provider's answer said of itself; None where it did not say. Times are seconds since the call began."""
+    """What the provider's answer said of itself; None where it did not say. Times are seconds since the call began.
+
+    `streamed` says that it was a stream of events, and had begun.
+    """
+
+    streamed: bool = False
 
     response_id: str | None = None
     model: str | None = None
@@ -60,6 +75,7 @@ class Answered:
     usage: Usage | None = None
     upstream_request_id: str | None = None
     first_chunk: float | None = None
+    pace: Pace | None = None
 
 
 @dataclass(frozen=True, slots=True)

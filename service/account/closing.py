@@ -68,8 +68,7 @@ class Closing:
             return
         call = (record.operation, *who)
         metrics.observe(catalog.INFERENCE_DURATION, record.timings.call, (*call, record.error_type or ""), exemplar)
-        if record.streaming and record.answered.first_chunk is not None:
-            metrics.observe(catalog.FIRST_CHUNK, record.answered.first_chunk, call, exemplar)
+        self._count_stream(record, call)
         usage = record.answered.usage
         if usage is not None:
             for row, tokens in (
@@ -81,6 +80,18 @@ class Closing:
             ):
                 if tokens is not None:
                     metrics.add(row, call, tokens)
+
+    def _count_stream(self, record: Record, call: tuple[str, str, str]) -> None:
+        answered, who = record.answered, call[1:]
+        if not answered.streamed:
+            return
+        end = catalog.STREAM_ENDS.get(record.outcome, Outcome.UPSTREAM_ERROR.value)
+        self._metrics.add(catalog.STREAM_OUTCOMES, (*who, end))
+        if answered.first_chunk is not None:
+            self._metrics.observe(catalog.FIRST_CHUNK, answered.first_chunk, call, _exemplar(record))
+        if answered.pace is not None:
+            self._metrics.merge(catalog.CHUNK_TIME, answered.pace.counts, answered.pace.total, call)
+            self._metrics.observe(catalog.STREAM_LONGEST_GAP, answered.pace.longest, who)
 
     def _write_line(self, record: Record) -> None:
         event = LogEvent.CALL if record.kind is Kind.CALL else LogEvent.REQUEST
@@ -110,6 +121,7 @@ def _fields(record: Record) -> dict[str, Any]:
         "total_s": _round(timings.total),
         "call_s": _round(timings.call),
         "ttft_s": _round(answered.first_chunk),
+        "longest_gap_s": _round(answered.pace.longest) if answered.pace is not None else None,
         "upstream_s": _round(timings.upstream),
         "client_wait_s": _round(timings.client_wait),
         "overhead_s": _round(timings.overhead) if record.kind is not Kind.CALL else None,

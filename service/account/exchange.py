@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from collections.abc import Callable
 
@@ -64,10 +65,7 @@ class Call:
 
     def says(self) -> Answered:
         """What the answer said, with the provider's request id."""
-        said = self.answered()
-        return Answered(
-            said.response_id, said.model, said.finish_reason, said.usage, self.upstream_request_id, said.first_chunk
-        )
+        return dataclasses.replace(self.answered(), upstream_request_id=self.upstream_request_id)
 
 
 class Exchange:

@@ -6,12 +6,13 @@ Sources: the SDK's types (anthropic 2.12.0), the API's pages on streaming, error
 from __future__ import annotations
 
 import zlib
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 
 import msgspec
 
-from observability.catalog import Outcome
-from service.record import Answered, Usage
+from observability.catalog import LLM_SECONDS, Outcome
+from service.record import Answered, Pace, Usage
 from service.upstream import sse
 
 NAME = "anthropic"
@@ -103,6 +104,9 @@ class StreamReader:
         self.complete = False
         """Whether `message_stop` has come."""
         self.first_chunk: float | None = None
+        self._last_chunk = 0.0
+        self._gaps = [0] * (len(LLM_SECONDS) + 1)
+        self._gap_sum = self._gap_longest = 0.0
         self.started = False
         """Whether any event has come."""
 
@@ -120,9 +124,7 @@ class StreamReader:
     def _see(self, event: _Event) -> None:
         match event.type:
             case "content_block_delta":
-                if self.first_chunk is None:
-                    self.first_chunk = self._clock()
-                    self._on_first_chunk()
+                self._content()
             case "message_start" if event.message is not None:
                 self._message = event.message
                 self._merge(event.message.usage)
@@ -134,6 +136,18 @@ class StreamReader:
                 self.complete = True
             case "error":
                 self._error = event.error or _Error()
+
+    def _content(self) -> None:
+        now = self._clock()
+        if self.first_chunk is None:
+            self.first_chunk = now
+            self._on_first_chunk()
+        else:
+            gap = now - self._last_chunk
+            self._gaps[bisect_left(LLM_SECONDS, gap)] += 1
+            self._gap_sum += gap
+            self._gap_longest = max(self._gap_longest, gap)
+        self._last_chunk = now
 
     def _merge(self, usage: _Usage | None, *, final: bool = False) -> None:
         if usage is None:
@@ -160,11 +174,13 @@ class StreamReader:
     def answered(self) -> Answered:
         """What the stream has said so far; tokens it never said are None."""
         return Answered(
+            streamed=True,
             response_id=self._message.id,
             model=self._message.model,
             finish_reason=self._stop_reason,
             usage=_total(self._usage) if self._usage else None,
             first_chunk=self.first_chunk,
+            pace=Pace(tuple(self._gaps), self._gap_sum, self._gap_longest) if any(self._gaps) else None,
         )
 
 
@@ -217,7 +233,12 @@ class WholeReader:
         if event.usage is not None and event.usage.output_tokens_details is not None:
             said["thinking_tokens"] = event.usage.output_tokens_details.thinking_tokens
         said = {name: value for name, value in said.items() if value is not None}
-        return Answered(event.id, event.model, event.stop_reason, _total(said) if said else None)
+        return Answered(
+            response_id=event.id,
+            model=event.model,
+            finish_reason=event.stop_reason,
+            usage=_total(said) if said else None,
+        )
 
 
 _COUNTS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
