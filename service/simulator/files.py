@@ -4,8 +4,9 @@ import mmap
 import re
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from email.parser import BytesHeaderParser
+from email.parser import HeaderParser
 from hashlib import sha256
 from typing import BinaryIO
 
@@ -68,24 +69,11 @@ class Files:
 
     async def upload(self, call: Call) -> web.StreamResponse:
         """Keep the part called `file`; raises a 400 that names what is missing."""
-        storage = await _spool(call)
-        parts = {part.name: part for part in _parts(storage, call.request.headers.get("content-type", ""))}
-        part = parts.get("file")
-        if part is None or part.filename is None:
-            storage.close()
-            raise invalid("file: Field required")
-        now = call.sim.clock.time()
-        file = File(
-            id=new_id("file_011C", 20),
-            owner=call.line.key_hash,
-            created=now,
-            name=part.filename,
-            mime_type=part.mime_type,
-            storage=storage,
-            start=part.start,
-            size=part.end - part.start,
-            expires=_expiry(storage, parts.get("expires_in_seconds"), now),
-        )
+        with ExitStack() as unless_kept:
+            storage = unless_kept.enter_context(tempfile.TemporaryFile())
+            await _spool(call, storage)
+            file = _file(call, storage)
+            unless_kept.pop_all()
         self._files[file.id] = file
         return call.answer(file.shown())
 
@@ -139,22 +127,38 @@ class Files:
         return file
 
 
-async def _spool(call: Call) -> BinaryIO:
-    """The body in a temporary file, piece by piece; raises 413 when it is too large."""
+async def _spool(call: Call, storage: BinaryIO) -> None:
+    """Write the body to `storage`, piece by piece; raises 413 when it is too large."""
+    digest, size = sha256(), 0
     if (call.request.content_length or 0) > LIMIT:
         raise too_large()
-    storage: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the File does
-    digest, size = sha256(), 0
     async for piece in call.request.content.iter_any():
         size += len(piece)
         if size > LIMIT:
-            storage.close()
             raise too_large()
         digest.update(piece)
         storage.write(piece)
     storage.flush()
     call.recorded.body_bytes, call.recorded.body_sha256 = size, digest.hexdigest()
-    return storage
+
+
+def _file(call: Call, storage: BinaryIO) -> File:
+    parts = {part.name: part for part in _parts(storage, call.request.headers.get("content-type", ""))}
+    part = parts.get("file")
+    if part is None or part.filename is None:
+        raise invalid("file: Field required")
+    now = call.sim.clock.time()
+    return File(
+        id=new_id("file_011C", 20),
+        owner=call.line.key_hash,
+        created=now,
+        name=part.filename,
+        mime_type=part.mime_type,
+        storage=storage,
+        start=part.start,
+        size=part.end - part.start,
+        expires=_expiry(storage, parts.get("expires_in_seconds"), now),
+    )
 
 
 def _parts(storage: BinaryIO, content_type: str) -> Iterator[_Part]:
@@ -171,7 +175,7 @@ def _parts(storage: BinaryIO, content_type: str) -> Iterator[_Part]:
             head, end = view.find(b"\r\n\r\n", at), view.find(b"\r\n" + mark, at)
             if not 0 <= head < end:
                 raise invalid("The multipart body is cut off")
-            headers = BytesHeaderParser().parsebytes(view[at + len(mark) + 2 : head + 4])
+            headers = HeaderParser().parsestr(view[at + len(mark) + 2 : head + 4].decode(errors="replace"))
             name = str(headers.get_param("name", "", "content-disposition"))
             mime_type = headers.get("content-type", "application/octet-stream")
             yield _Part(name, headers.get_filename(), mime_type, head + 4, end)
