@@ -10,7 +10,7 @@ from observability import catalog
 from observability.catalog import Attr, Fault, LogEvent, Outcome
 from observability.metrics import Exemplar
 from observability.start import Telemetry
-from service.record import Attempt, Kind, Record, Usage
+from service.record import Answered, Attempt, Kind, Record, Usage
 
 _LEVEL = {Fault.NOBODY: "info", Fault.CLIENT: "info", Fault.PROVIDER: "warning", Fault.US: "error"}
 
@@ -121,6 +121,7 @@ def _fields(record: Record) -> dict[str, Any]:
         "total_s": _round(timings.total),
         "call_s": _round(timings.call),
         "ttft_s": _round(answered.first_chunk),
+        "chunks": _chunks(answered) if answered.streamed else None,
         "longest_gap_s": _round(answered.pace.longest) if answered.pace is not None else None,
         "upstream_s": _round(timings.upstream),
         "client_wait_s": _round(timings.client_wait),
@@ -137,6 +138,11 @@ def _fields(record: Record) -> dict[str, Any]:
             "reasoning_tokens": usage.reasoning_tokens,
         }
     return {key: value for key, value in fields.items() if value is not None}
+
+
+def _chunks(answered: Answered) -> int:
+    """Content chunks of a stream: one more than the gaps between them."""
+    return 0 if answered.first_chunk is None else 1 + (sum(answered.pace.counts) if answered.pace is not None else 0)
 
 
 def _last(attempts: tuple[Attempt, ...]) -> float | None:
