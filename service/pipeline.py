@@ -82,7 +82,7 @@ class Pipeline:
             self._fail(exchange, call, error, None)
             raise
         except BaseException:
-            self._abandon(exchange, call, None, None)
+            self._abandon(exchange, call, None, None, begun=False)
             raise
 
     async def _read(self, exchange: Exchange, call: Call, response: Response, reader: anthropic.WholeReader) -> bytes:
@@ -101,7 +101,7 @@ class Pipeline:
             self._fail(exchange, call, error, response.status_code)
             raise
         except BaseException:
-            self._abandon(exchange, call, response.status_code, None)
+            self._abandon(exchange, call, response.status_code, None, begun=False)
             raise
         return b"".join(parts)
 
@@ -195,8 +195,15 @@ class Pipeline:
         exchange.end_call(call, error.outcome, error.error_type)
 
     @staticmethod
-    def _abandon(exchange: Exchange, call: Call, status: int | None, reader: anthropic.StreamReader | None) -> None:
-        """The request was ended from outside; a stream whose last event had been handed on was complete all the same."""
+    def _abandon(
+        exchange: Exchange, call: Call, status: int | None, reader: anthropic.StreamReader | None, *, begun: bool = True
+    ) -> None:
+        """The request was ended from outside; a stream whose last event had been handed on was complete all the same.
+
+        `status` is the provider's; `begun` says that the client has it too. Else it gets a 503 of ours, or is gone.
+        """
+        if not begun and exchange.call is call:
+            exchange.status = Draining.status if exchange.lifetime.ending is Ending.DRAIN else None
         if reader is not None and reader.complete:
             call.attempts.append(Attempt("ok", status))
             exchange.end_call(call, *reader.ended())

@@ -165,7 +165,7 @@ def exemplars(stage: Scene) -> dict[str, set[str]]:
     answer = httpx.get(stage.gateway.url + "/metrics", headers={"accept": accept})
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
     found: dict[str, set[str]] = {}
-    for family in text_string_to_metric_families(answer.text):
+    for family in text_string_to_metric_families(answer.text):  # type: ignore[no-untyped-call]
         for sample in family.samples:
             if sample.exemplar is not None:
                 found.setdefault(sample.exemplar.labels["trace_id"], set()).add(family.name)

@@ -66,11 +66,11 @@ class Scene:
 
 
 @contextmanager
-def scene(script: Script, **environ: str) -> Iterator[Scene]:
+def scene(script: Script | Upstream, **environ: str) -> Iterator[Scene]:
     """A scene whose gateway has these settings."""
     with (
         OtlpSink() as sink,
-        Upstream(script) as upstream,
+        script if isinstance(script, Upstream) else Upstream(script) as upstream,
         Gateway(upstream.url, OTEL_EXPORTER_OTLP_ENDPOINT=sink.url, OTEL_BSP_SCHEDULE_DELAY="50", **environ) as gateway,
     ):
         yield Scene(gateway, upstream, sink)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from observability.catalog import OUTCOMES, Fault, Outcome
+from observability.catalog import OUTCOMES, STREAM_ENDS, Fault, Outcome
 from service.upstream.anthropic import MODELS
 from tests.support.otlp import OtlpSink, SpanSeen
 from tests.support.poll import poll
@@ -38,6 +38,9 @@ _TOKENS = {
         "gen_ai.usage.reasoning.output_tokens",
     ),
 }
+
+_OF_THE_PROCESS = ("telemetry", "event_loop_lag", "_series", "label_overflow", "worker_up")
+"""Families that count something else than requests."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +96,11 @@ class Watch:
         counts = {
             (name, labels): value
             for (name, labels), value in ours.items()
-            if name.endswith(("_total", "_count", "_in_flight_requests")) and "telemetry" not in name
+            if name.endswith(("_total", "_count", "_in_flight_requests"))
+            and not any(n in name for n in _OF_THE_PROCESS)
         }
-        assert counts == expected
+        wrong = {s: (counts.get(s), expected.get(s)) for s in counts | expected if counts.get(s) != expected.get(s)}
+        assert not wrong, f"series: (is, should be) {wrong}"
         for series, value in sums.items():
             assert changes[series] == pytest.approx(value, abs=2e-6), series
 
@@ -144,6 +149,11 @@ def _expected(
         )
         if line["stream"] and "ttft_s" in line:
             observe("gen_ai_client_inference_time_to_first_chunk_seconds", line["ttft_s"], **call)
+        if "chunks" in line:
+            count("claude_proxy_stream_outcomes_total", 1, outcome=STREAM_ENDS.get(outcome, "upstream_error"), **who)
+        if line.get("chunks", 0) > 1:
+            count("gen_ai_client_inference_time_per_output_chunk_seconds_count", line["chunks"] - 1, **call)
+            observe("claude_proxy_stream_longest_gap_seconds", line["longest_gap_s"], **who)
         for field, (name, _) in _TOKENS.items():
             if line.get(field):
                 count(name, line[field], **call)

@@ -118,3 +118,19 @@ class Upstream:
         self._listener.close()
         for connection in list(self._open):
             connection.close()
+
+
+class RawUpstream(Upstream):
+    """Hands each connection over as it is, before a byte has been read."""
+
+    def __init__(self, handle: Callable[[socket.socket], None]) -> None:
+        super().__init__(lambda connection, seen: None)
+        self._handle = handle
+
+    def _serve(self, connection: socket.socket) -> None:
+        try:
+            self._handle(connection)
+        except OSError:
+            pass
+        finally:
+            connection.close()
