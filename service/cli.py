@@ -14,6 +14,7 @@ from pathlib import Path
 from dotenv import dotenv_values
 
 import service
+from observability import catalog
 from service import settings
 from service.errors import SettingsError
 from service.simulator import command as simulate
@@ -25,7 +26,7 @@ claude-proxy is on http://{bind}  (Claude: {upstream})
   curl -s http://{bind}/generate -H 'content-type: application/json'{auth} -d '{{"prompt": "Hello"}}'
   curl -sN http://{bind}/v1/messages -H 'content-type: application/json' -H 'anthropic-version: 2023-06-01'{auth} \\
        -d '{{"model": "claude-opus-5-5", "max_tokens": 64, "stream": true, "messages": [{{"role": "user", "content": "Hello"}}]}}'
-  curl -s http://{bind}/metrics | grep ^claude_proxy_requests_total
+  curl -s http://{bind}/metrics | grep ^{requests}_total
 
 Each request is one JSON line below. Stop with Ctrl-C.
 """
@@ -55,12 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser(
         "serve", help="start the gateway", description="Start the gateway; settings come from the environment."
     )
-    serve.add_argument(
-        "--env-file",
-        type=Path,
-        default=Path(".env"),
-        help="read settings from this file too; the environment wins (default: .env)",
-    )
+    _add_env_file(serve)
     serve.add_argument(
         "--simulate-without-key",
         action="store_true",
@@ -83,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         help="check the settings and show them",
         description="Check the settings and show them, without secrets.",
     )
-    check.add_argument("--env-file", type=Path, default=Path(".env"))
+    _add_env_file(check)
     check.set_defaults(run=_check)
 
     key = commands.add_parser(
@@ -96,12 +92,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser  # fmt: skip
 
 
+def _add_env_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--env-file",
+        type=Path,
+        default=Path(".env"),
+        help="read settings from this file too; the environment wins (default: .env)",
+    )
+
+
 def _serve(arguments: argparse.Namespace) -> int:
     from service.gunicorn_conf import Application  # gunicorn's import is not needed by the other commands
 
     _read_env_file(arguments.env_file)
     master = os.getpid()
-    simulator = _start_simulator() if arguments.simulate_without_key and _nothing_configured() else None
+    simulator = _start_simulator() if arguments.simulate_without_key and not settings.names_a_provider() else None
     try:
         application = Application(settings.load)
         if arguments.simulate_without_key:
@@ -115,11 +120,6 @@ def _serve(arguments: argparse.Namespace) -> int:
             simulator.terminate()
             simulator.wait(5)
     return 0
-
-
-def _nothing_configured() -> bool:
-    names = ("ANTHROPIC_API_KEY", "CLAUDE_API_KEY", "CLAUDE_PROXY_CREDENTIALS", "CLAUDE_PROXY_ANTHROPIC_BASE_URL")
-    return not any(os.environ.get(name) or os.environ.get(f"{name}_FILE") for name in names)
 
 
 def _start_simulator() -> subprocess.Popen[str]:
@@ -138,14 +138,15 @@ def _start_simulator() -> subprocess.Popen[str]:
 
 def _say_what_to_try(loaded: settings.Settings) -> None:
     auth = " -H 'x-api-key: YOUR_CLIENT_KEY'" if loaded.client_keys else ""
-    print(TRY.format(bind=loaded.bind, upstream=loaded.anthropic_base_url, auth=auth), flush=True)
+    told = TRY.format(bind=loaded.bind, upstream=loaded.anthropic_base_url, auth=auth, requests=catalog.REQUESTS.name)
+    print(told, flush=True)
 
 
 def _check(arguments: argparse.Namespace) -> int:
     _read_env_file(arguments.env_file)
     loaded = settings.load()
     for row in settings.TABLE:
-        value = getattr(loaded, row.attribute, None)
+        value = getattr(loaded, row.attribute)
         shown = ("set" if value else "not set") if row.secret or row.name == "HTTPS_PROXY" else value
         print(f"{row.name:48} {shown}")
     return 0

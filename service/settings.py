@@ -71,9 +71,14 @@ def _choice(*allowed: str) -> Callable[[str], str]:
 
 
 def _url(text: str) -> str:
-    parts = urlsplit(text)
+    expected = "an http:// or https:// address without query"
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # read to be checked
+    except ValueError:
+        raise ValueError(expected) from None
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError("an http:// or https:// address without query")
+        raise ValueError(expected)
     return text.rstrip("/")
 
 
@@ -131,7 +136,7 @@ TABLE: tuple[Setting, ...] = (
     Setting("OTEL_SERVICE_NAME", "service_name", _text, "claude-proxy", "`service.name` of the spans."),
     Setting("OTEL_EXPORTER_OTLP_ENDPOINT", "otlp_endpoint", _url, "", "Base address of an OTLP/HTTP receiver, e.g. `http://127.0.0.1:4318`. Empty: no spans leave. The SDK's other `OTEL_*` variables work as documented there."),
     Setting("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "capture_content", _choice("NO_CONTENT"), "NO_CONTENT", "Prompts are never recorded; other values are refused until they work."),
-    Setting("HTTPS_PROXY", "https_proxy", _url, "", "Forward proxy to the provider; `HTTP_PROXY` and `NO_PROXY` are honoured too."),
+    Setting("HTTPS_PROXY", "proxy", _url, "", "Forward proxy to the provider; `HTTP_PROXY` and `NO_PROXY` are honoured too."),
     Setting("SSL_CERT_FILE", "ca_file", _text, "", "CA bundle for the provider's certificate. Empty: certifi's."),
 )  # fmt: skip
 """Every setting, in the order of the README."""
@@ -181,12 +186,19 @@ def is_loopback(host: str) -> bool:
         return name == "localhost"
 
 
+def names_a_provider(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether the environment says anything about which provider to use, or with whose key."""
+    env = os.environ if environ is None else environ
+    names = ("ANTHROPIC_API_KEY", "CLAUDE_API_KEY", "CLAUDE_PROXY_CREDENTIALS", "CLAUDE_PROXY_ANTHROPIC_BASE_URL")
+    return any(env.get(name) or env.get(f"{name}_FILE") for name in names)
+
+
 def load(environ: Mapping[str, str] | None = None) -> Settings:
     """Read and check every setting. Raises `SettingsError` that names the variable."""
     env = os.environ if environ is None else environ
     _refuse_unknown(env)
     values: dict[str, Any] = {row.attribute: _value(row, env) for row in TABLE}
-    values["proxy"] = _proxy(values.pop("https_proxy"), values["anthropic_base_url"], env)
+    values["proxy"] = _proxy(values["proxy"], values["anthropic_base_url"], env)
     values["credentials"] = _credentials(values)
     settings = Settings(**values)
     if not settings.loopback and not settings.client_keys:
@@ -228,7 +240,8 @@ def _value(row: Setting, env: Mapping[str, str]) -> Any:
     try:
         return row.parse(text or row.default)
     except ValueError as error:
-        shown = "" if row.secret else f"={text!r}"
+        # An address may carry a password.
+        shown = "" if row.secret or "@" in text else f"={text!r}"
         raise SettingsError(f"{name}{shown} is not valid: expected {_hint(error)}.") from None
 
 
@@ -239,9 +252,13 @@ def _hint(error: ValueError) -> str:
 
 def _read(name: str, path: str) -> str:
     try:
-        return Path(path).read_text().strip()
+        text = Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{name}={path!r} cannot be read: {error}.") from None
+    if not text:
+        # An empty secret would quietly open what it was meant to close.
+        raise SettingsError(f"{name}={path!r} is empty: write the secret into it, or unset {name}.")
+    return text
 
 
 def _refuse_unknown(env: Mapping[str, str]) -> None:
@@ -257,9 +274,14 @@ def _proxy(https_proxy: str, base_url: str, env: Mapping[str, str]) -> str | Non
     """The forward proxy for the provider, or None: HTTPS_PROXY or HTTP_PROXY by scheme, unless NO_PROXY names the host."""
     parts = urlsplit(base_url)
     upper = {key.lower(): value for key, value in env.items() if key.lower().endswith("_proxy")}
-    proxy = https_proxy or upper.get("https_proxy") if parts.scheme == "https" else upper.get("http_proxy")
+    name = "HTTPS_PROXY" if parts.scheme == "https" else "HTTP_PROXY"
+    proxy = (https_proxy if name == "HTTPS_PROXY" else "") or upper.get(name.lower())
     bypass = {"no": upper.get("no_proxy", "")}
     if not proxy or is_loopback(parts.hostname or ""):
         return None
-    bypassed = urllib.request.proxy_bypass_environment(parts.netloc, bypass)  # type: ignore[attr-defined]
-    return None if bypassed else _url(proxy)
+    if urllib.request.proxy_bypass_environment(parts.netloc, bypass):  # type: ignore[attr-defined]
+        return None
+    try:
+        return _url(proxy)
+    except ValueError as error:
+        raise SettingsError(f"{name} is not valid: expected {error}.") from None

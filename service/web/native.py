@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ from service.errors import BadRequest
 from service.pipeline import Pipeline
 from service.upstream import anthropic
 from service.upstream.client import Prepared
-from service.web import reply
+from service.web import links, reply
 from service.web.auth import CREDENTIAL_HEADERS, Caller
 from service.web.channel import Channel, RawHeaders
 
@@ -30,6 +30,7 @@ class Route:
     """One path of the API. `limit` bounds the body in bytes (the API's own limits); `operation` is set for inference.
 
     `streamed`: the body is passed through as it comes, never held, so it can be sent only once. `large`: so is the answer.
+    `links`: the answer says where results are, and that must be here.
     """
 
     rule: str
@@ -39,14 +40,15 @@ class Route:
     peeks: bool = False
     streamed: bool = False
     large: bool = False
+    links: bool = False
 
 
 ROUTES = (
     Route("/v1/messages", ("POST",), 32 * MB, operation="chat", peeks=True),
     Route("/v1/messages/count_tokens", ("POST",), 32 * MB, peeks=True),
-    Route("/v1/messages/batches", ("GET", "POST"), 256 * MB, streamed=True),
-    Route("/v1/messages/batches/<batch_id>", ("GET", "DELETE")),
-    Route("/v1/messages/batches/<batch_id>/cancel", ("POST",), MB),
+    Route("/v1/messages/batches", ("GET", "POST"), 256 * MB, streamed=True, links=True),
+    Route("/v1/messages/batches/<batch_id>", ("GET", "DELETE"), links=True),
+    Route("/v1/messages/batches/<batch_id>/cancel", ("POST",), MB, links=True),
     Route("/v1/messages/batches/<batch_id>/results", ("GET",), large=True),
     Route("/v1/models", ("GET",)),
     Route("/v1/models/<model_id>", ("GET",)),
@@ -89,7 +91,7 @@ class Native:
         self._pipeline = pipeline
         self._first_byte_timeout = first_byte_timeout
 
-    def view(self, route: Route):  # type: ignore[no-untyped-def]  # Flask's own view type is not importable
+    def view(self, route: Route) -> Callable[..., Awaitable[Response]]:
         """The view of one route."""
 
         async def view(**_path: str) -> Response:
@@ -107,13 +109,15 @@ class Native:
         prepared = Prepared(
             request.method,
             channel.target.removeprefix(PREFIX),
-            forwarded(channel.headers, admitted(), streaming=exchange.streaming, body=body),
+            forwarded(channel.headers, admitted(), plain=exchange.streaming or route.links, body=body),
             body,
             first_byte_timeout(channel.headers, self._first_byte_timeout),
         )
         answer = await self._pipeline.run(
             exchange, call, prepared, in_band=lambda error: reply.error_event(error, exchange), large=route.large
         )
+        if route.links and (base := links.base_url(channel.headers, request.scheme, _prefix(channel.target))):
+            answer = await links.lead_back(answer, base)
         return reply.passed_on(answer, exchange)
 
     async def _body(self, route: Route, channel: Channel) -> tuple[bytes | AsyncIterator[bytes], _Peek | None]:
@@ -139,22 +143,26 @@ def admitted() -> Caller:
 
 
 def forwarded(
-    headers: RawHeaders, caller: Caller, *, streaming: bool, body: bytes | AsyncIterator[bytes]
+    headers: RawHeaders, caller: Caller, *, plain: bool, body: bytes | AsyncIterator[bytes]
 ) -> list[tuple[bytes, bytes]]:
     """The headers that go up: the client's, less its connection's, its trace context and its credential, plus ours.
 
-    `Accept-Encoding` is narrowed to what we can read for accounting: gzip, and for streams identity, because an error
-    event cannot be put into a compressed stream.
+    `Accept-Encoding` is narrowed to what we can read for accounting: gzip, or identity if `plain`: an error event
+    cannot be put into a compressed stream, nor an address be changed in it.
     """
     own_hop = {n.strip() for k, v in headers if k == b"connection" for n in v.lower().split(b",")}
     dropped = _NOT_FORWARDED | CREDENTIAL_HEADERS | own_hop
     out = [(k, v) for k, v in headers if k not in dropped and k != b"accept-encoding"]
     accepted = b",".join(v for k, v in headers if k == b"accept-encoding")
     if accepted:
-        out.append((b"accept-encoding", b"gzip" if b"gzip" in accepted and not streaming else b"identity"))
+        out.append((b"accept-encoding", b"gzip" if b"gzip" in accepted and not plain else b"identity"))
     if not isinstance(body, bytes):
         out += [(k, v) for k, v in headers if k == b"content-length"]
     return [*out, *caller.credential]
+
+
+def _prefix(target: str) -> str:
+    return PREFIX if target.startswith(PREFIX + "/") else ""
 
 
 def first_byte_timeout(headers: RawHeaders, ours: float) -> float:
