@@ -64,7 +64,7 @@ def _count(low: int, high: int) -> Callable[[str], int]:
 def _choice(*allowed: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in allowed:
-            raise ValueError("one of " + ", ".join(allowed))
+            raise ValueError("one of " + ", ".join(filter(None, allowed)))
         return text
 
     return parse

@@ -1,0 +1,40 @@
+"""For every test: no setting from outside, no connection but to this machine, and the process's logging as it was."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+from tests.support.processes import clean_environ
+
+_connect = socket.socket.connect
+
+
+def _loopback_only(self: socket.socket, address: Any) -> None:
+    if self.family in (socket.AF_INET, socket.AF_INET6) and not ipaddress.ip_address(address[0]).is_loopback:
+        raise AssertionError(f"a test connects to {address[0]}")
+    _connect(self, address)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = clean_environ({})
+    for name in set(os.environ) - set(kept) - {"OTEL_SEMCONV_STABILITY_OPT_IN"}:  # that one the settings set themselves
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(socket.socket, "connect", _loopback_only)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = before
+    structlog.contextvars.clear_contextvars()
