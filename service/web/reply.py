@@ -52,6 +52,8 @@ def own_error(error: GatewayError) -> Response:
     """An error of ours in the provider's shape, so that SDKs parse it; `details` has the trace id and the field."""
     exchange = g.get("exchange")
     response = own_json(error_body(error, exchange), error.status)
+    if exchange is not None:
+        response.headers["request-id"] = exchange.request_id  # where SDKs look for it
     for name, value in error.headers.items():
         response.headers[name] = value
     if error.should_retry is not None:
