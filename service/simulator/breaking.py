@@ -4,6 +4,7 @@ from aiohttp import web
 
 from service.simulator.call import Call
 from service.simulator.errors import TYPES, ApiError
+from service.simulator.faults import PLAIN
 from service.simulator.truth import Billed
 
 GARBAGE = b"<html><head><title>Oops</title></head><body>\x00\xff upstream connect error</body></html>"
@@ -51,6 +52,8 @@ def _after(call: Call) -> str:
 
 async def before_headers(call: Call, usual_ms: float) -> None:
     """Wait as long as the first byte takes, then fail if the scenario says so."""
+    if call.scenario is PLAIN and not usual_ms:
+        return
     if call.scenario.fault == "hang":
         await call.hang()
     await call.wait(call.delay(call.scenario.ttfb_ms, usual_ms))

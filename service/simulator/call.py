@@ -10,9 +10,9 @@ from hashlib import sha256
 from typing import NoReturn
 
 import msgspec
-from aiohttp import web
+from aiohttp import StreamReader, web
 
-from service.simulator import errors, generate
+from service.simulator import errors
 from service.simulator.config import Clock, Config
 from service.simulator.errors import ApiError, invalid
 from service.simulator.faults import PLAIN, Scenario, Schedule, parse
@@ -24,7 +24,6 @@ from service.simulator.truth import Ending, Line, Recorded, Truth, hashed, witho
 
 ORGANIZATION = "5157b4cc-0000-4000-8000-000000000001"
 JSON = "application/json"
-_UNSEEDED = random.Random()  # of calls without a body to seed from
 
 
 class Simulator:
@@ -33,6 +32,7 @@ class Simulator:
     def __init__(self, config: Config, clock: Clock) -> None:
         self.config, self.clock = config, clock
         self.truth = Truth(config.record_calls, config.record_requests)
+        self.dice = random.Random(config.seed)  # of delays; what is said depends on the request alone
         self.reset()
 
     def reset(self) -> None:
@@ -56,7 +56,6 @@ class Call:
         self.line = Line(new_id("req_011C", 20), request.method, path, sim.clock.time())
         headers = request.raw_headers if sim.config.record_headers else without_credentials(request.raw_headers)
         self.recorded = Recorded(self.line.request_id, request.method, path, query, headers)
-        self.rng = _UNSEEDED
         sim.truth.requests.append(self.recorded)
         sim.truth.in_flight += 1
 
@@ -87,25 +86,18 @@ class Call:
 
     async def read_body(self, limit: int) -> None:
         """Read the body into `body`; raises 413 beyond `limit` bytes, 400 for an encoding that is not understood."""
-        pieces, size, digest = [], 0, sha256()
+        content = self.request.content
         if (self.request.content_length or 0) > limit:
             raise too_large()
-        async for piece in self.request.content.iter_any():
-            size += len(piece)
-            if size > limit:
-                raise too_large()
-            digest.update(piece)
-            pieces.append(piece)
-        self.recorded.body_bytes, self.recorded.body_sha256 = size, digest.hexdigest()
-        self.body = _decoded(b"".join(pieces), self.request.headers.get("content-encoding", "identity"), limit)
-        seed = self.sim.config.seed if self.scenario.seed is None else self.scenario.seed
-        self.rng = generate.seeded(seed, self.body)
+        data = content.read_nowait() if content.is_eof() else await _rest(content, limit)
+        self.recorded.body_bytes, self.recorded.body_sha256 = len(data), sha256(data).hexdigest()
+        self.body = _decoded(data, self.request.headers.get("content-encoding", "identity"), limit)
 
     def delay(self, asked: float | None, usual: float) -> float:
         """Seconds to wait: exactly what the scenario asks, else drawn around what is usual; both in ms."""
         if asked is not None:
             return asked / 1000
-        return usual * self.rng.lognormvariate(0, self.sim.config.jitter) / 1000 if usual else 0.0
+        return usual * self.sim.dice.lognormvariate(0, self.sim.config.jitter) / 1000 if usual else 0.0
 
     async def wait(self, seconds: float) -> None:
         """Wait, if there is anything to wait for."""
@@ -169,6 +161,16 @@ class Call:
 def too_large() -> ApiError:
     """The 413 for a body beyond the limit of its route."""
     return ApiError(413, "request_too_large", "Request exceeds the maximum size")
+
+
+async def _rest(content: StreamReader, limit: int) -> bytes:
+    pieces, size = [], 0
+    async for piece in content.iter_any():
+        size += len(piece)
+        if size > limit:
+            raise too_large()
+        pieces.append(piece)
+    return b"".join(pieces)
 
 
 def _decoded(data: bytes, encoding: str, limit: int) -> bytes:

@@ -32,9 +32,9 @@ async def create(call: Call) -> web.StreamResponse:
         seconds = call.scenario.retry_after
         raise pool.pretend(limit, 5 if seconds is None else seconds, now)
     await before_headers(call, call.sim.config.ttfb_ms)
-    usage = _admit(call, asked, model, pool)
-    config = call.sim.config
-    answer = generate.compose(asked, call.scenario, call.rng, config.seed, config.output_tokens)
+    now = call.sim.clock.time()
+    usage = _admit(call, asked, model, pool, now)
+    answer = _compose(call, asked)
     message = opening(asked, model, usage)
     call.line.message_id = str(message["id"])
     if call.streaming:
@@ -65,9 +65,8 @@ def checked(call: Call, asked: Prompt) -> Model:
     return model
 
 
-def _admit(call: Call, asked: Request, model: Model, pool: Pool) -> InputUsage:
+def _admit(call: Call, asked: Request, model: Model, pool: Pool, now: float) -> InputUsage:
     """Pass the rate limits and start the bill."""
-    now = call.sim.clock.time()
     total = request.count(asked)
     if total > model.context:
         raise invalid(f"prompt is too long: {total} tokens > {model.context} maximum")
@@ -78,6 +77,12 @@ def _admit(call: Call, asked: Request, model: Model, pool: Pool) -> InputUsage:
     pool.admit(usage.limited, now)
     call.line.billed = Billed(1, usage.plain, usage.written_5m + usage.written_1h, usage.read)
     return usage
+
+
+def _compose(call: Call, asked: Request) -> Answer:
+    config, wished = call.sim.config, call.scenario.seed
+    seed = config.seed if wished is None else wished
+    return generate.compose(asked, call.scenario, generate.seeded(seed, call.body), config.seed, config.output_tokens)
 
 
 def opening(asked: Request, model: Model, usage: InputUsage, tier: str = "standard") -> dict[str, object]:
