@@ -100,4 +100,4 @@ def _command(which: Sdk, tell: Tell, node_packages: Callable[[Path, str], Path])
         return [str(interpreter), str(sdk.SCRIPTS / "sdk_python.py")], lock.parent
     folder = node_packages(HERE / "node", which.name)
     script = shutil.copy(sdk.SCRIPTS / "sdk_node.mjs", folder)  # beside node_modules, where its import looks
-    return ["node", script], folder
+    return ["node", str(script)], folder

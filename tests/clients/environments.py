@@ -70,8 +70,12 @@ def _once(folder: Path, locks: list[Path], make: Callable[[], None], tell: Tell)
 
 def _run(command: list[str]) -> None:
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_INSTALL_SECONDS)
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_INSTALL_SECONDS
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise InstallFailed(f"{' '.join(command)}\n{error}") from error
     if done.returncode:
-        raise InstallFailed(f"{' '.join(command)}\nended with {done.returncode}:\n{(done.stdout + done.stderr)[-2000:]}")
+        raise InstallFailed(
+            f"{' '.join(command)}\nended with {done.returncode}:\n{(done.stdout + done.stderr)[-2000:]}"
+        )

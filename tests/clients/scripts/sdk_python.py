@@ -74,19 +74,19 @@ class Run:
     @contextmanager
     def raises(self, kind, status):
         """The block must raise exactly that class of the SDK, with a request id, a type and a message."""
+        raised = None
         try:
             yield self
         except anthropic.APIStatusError as error:
-            assert type(error) is kind, f"{type(error)} instead of {kind}: {error}"
-            assert error.status_code == status, error.status_code
-            assert error.request_id, "the SDK sees no request id"
-            assert error.body["type"] == "error", error.body
-            assert error.body["error"]["message"], error.body
-            assert error.body["request_id"] == error.request_id, (error.body, error.request_id)
-            self.detail["request_ids"].append(error.request_id)
-            self.error = error
-        else:
-            raise AssertionError(f"{kind} was not raised")
+            raised = error
+        assert type(raised) is kind, f"{raised!r} instead of {kind}"
+        assert raised.status_code == status, raised.status_code
+        assert raised.request_id, "the SDK sees no request id"
+        assert raised.body["type"] == "error", raised.body
+        assert raised.body["error"]["message"], raised.body
+        assert raised.body["request_id"] == raised.request_id, (raised.body, raised.request_id)
+        self.detail["request_ids"].append(raised.request_id)
+        self.error = raised
 
 
 def text_of(message):
@@ -118,10 +118,8 @@ def creates_a_message_asynchronously(run):
 
 @check
 def streams_with_the_helper(run):
-    kinds = []
     with run.client("ping_every=3").messages.stream(**ASK) as stream:
-        for event in stream:
-            kinds.append(event.type)
+        kinds = [event.type for event in stream]
         final = stream.get_final_message()
     assert kinds[0] == "message_start"
     assert kinds[-1] == "message_stop"
@@ -156,10 +154,9 @@ def streams_raw_events(run):
 @check
 def streams_asynchronously(run):
     async def ask():
-        async with anthropic.AsyncAnthropic(**run.options()) as client:
-            async with client.messages.stream(**ASK) as stream:
-                pieces = [piece async for piece in stream.text_stream]
-                return pieces, await stream.get_final_message()
+        async with anthropic.AsyncAnthropic(**run.options()) as client, client.messages.stream(**ASK) as stream:
+            pieces = [piece async for piece in stream.text_stream]
+            return pieces, await stream.get_final_message()
 
     pieces, final = asyncio.run(ask())
     assert len(pieces) > 2
