@@ -14,24 +14,8 @@ OTHER = "other"
 """What a client-supplied label value outside its known set is folded into."""
 
 LLM_SECONDS = (
-    0.01,
-    0.02,
-    0.04,
-    0.08,
-    0.16,
-    0.32,
-    0.64,
-    1.28,
-    2.56,
-    5.12,
-    10.24,
-    20.48,
-    40.96,
-    81.92,
-    163.84,
-    327.68,
-    655.36,
-)
+    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68, 655.36,
+)  # fmt: skip
 """The GenAI conventions' doubling edges, and three more: an agent's call may last the SDKs' ten minutes."""
 
 OVERHEAD_SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048)
@@ -123,6 +107,12 @@ ERROR_TYPES = frozenset(
 )
 """Values of `error_type`: the provider's own type where it gave one, else our outcome or the reason; the rest `_OTHER`."""
 
+QUOTA_DIMENSIONS = ("requests", "input_tokens", "output_tokens")
+"""The provider's limits whose headroom its headers tell (`dimension` label)."""
+
+QUOTA_SECONDS = 60.0
+"""How long a limit's headroom is shown after its last sighting, or until the limit is full again if that is later."""
+
 LIMITS_429 = ("requests", "input_tokens", "output_tokens", "spend", "acceleration", "unknown")
 """Which limit a 429 named (`limit` label)."""
 
@@ -162,6 +152,8 @@ class Metric:
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
     exemplar: bool = False
+    per_host: bool = False
+    """One value for all workers, the newest: no `worker` label; gone when it has expired."""
 
 
 OPERATION, PROVIDER, MODEL, ROUTE = (
@@ -224,6 +216,25 @@ UPSTREAM_429 = Metric(
     "claude_proxy_upstream_429", Type.COUNTER, "429 answers of the provider, by the limit that said no.",
     (PROVIDER, MODEL, "limit"), exemplar=True,
 )  # fmt: skip
+_QUOTA = (PROVIDER, MODEL, "dimension")
+QUOTA_LIMIT = Metric(
+    "claude_proxy_upstream_quota_limit",
+    Type.GAUGE,
+    "What a limit of the provider allows per minute.",
+    _QUOTA,
+    per_host=True,
+)
+QUOTA_REMAINING = Metric(
+    "claude_proxy_upstream_quota_remaining", Type.GAUGE,
+    "What the provider last said is left of a limit. Absent when not known or long ago.", _QUOTA, per_host=True,
+)  # fmt: skip
+QUOTA_RESET = Metric(
+    "claude_proxy_upstream_quota_reset_timestamp_seconds",
+    Type.GAUGE,
+    "When the limit is full again.",
+    _QUOTA,
+    per_host=True,
+)
 STREAM_OUTCOMES = Metric(
     "claude_proxy_stream_outcomes", Type.COUNTER, "Streams that began (200 and text/event-stream), by how they ended.",
     (PROVIDER, MODEL, "outcome"),
@@ -261,7 +272,7 @@ METRICS: tuple[Metric, ...] = (
     INFERENCE_DURATION, FIRST_CHUNK, CHUNK_TIME,
     INPUT_TOKENS, OUTPUT_TOKENS, CACHE_READ_TOKENS, CACHE_WRITE_TOKENS, REASONING_TOKENS,
     REQUESTS, REQUEST_DURATION, IN_FLIGHT, OVERHEAD, UPSTREAM_ATTEMPTS, UPSTREAM_429,
-    STREAM_OUTCOMES, STREAM_LONGEST_GAP, REJECTED,
+    QUOTA_LIMIT, QUOTA_REMAINING, QUOTA_RESET, STREAM_OUTCOMES, STREAM_LONGEST_GAP, REJECTED,
     TELEMETRY_DROPPED, TELEMETRY_LAST_SUCCESS, BUILD_INFO,
 )  # fmt: skip
 

@@ -11,16 +11,17 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
-from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString as _library_number
 
 from observability import catalog
+from observability.catalog import Metric
+from observability.metrics import Metrics
 
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 CLASSIC = "text/plain; version=0.0.4; charset=utf-8"
@@ -32,11 +33,16 @@ PATIENCE = 1.0
 
 
 class Piece(msgspec.Struct, array_like=True):
-    """One worker's samples of one family: `head` is its HELP and TYPE, `body` its lines."""
+    """One worker's samples of one family: `head` is its HELP and TYPE, `body` its lines.
+
+    Of a per-host family a piece is one series instead, seen at `seen` (Unix time): only the newest is shown.
+    """
 
     name: str
     head: str
     body: str
+    series: str = ""
+    seen: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +61,8 @@ class Place:
 class Exposition:
     """Answers `/metrics`. `start` and `stop` it on the worker's loop; without siblings neither is needed."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
         self._place = Place()
         self._server: asyncio.Server | None = None
 
@@ -84,7 +90,7 @@ class Exposition:
     async def _render(self, openmetrics: bool) -> list[Piece] | None:
         label = f'worker="{self._place.slot}"'
         pieces = []
-        for family in self._registry.collect():
+        for family in self._metrics.registry.collect():
             lines: list[str] = []
             for sample in family.samples:
                 lines.append(_line(sample, label, openmetrics))
@@ -92,7 +98,7 @@ class Exposition:
                     await asyncio.sleep(0)
             pieces.append(Piece(family.name, _head(family, openmetrics), "".join(lines)))
             await asyncio.sleep(0)
-        return pieces
+        return [*pieces, *(_newest(*seen) for seen in self._metrics.newest())]
 
     async def _ask(self, slot: int, openmetrics: bool) -> list[Piece] | None:
         """A sibling's pieces; empty when nobody has that slot, None when its worker does not answer in time."""
@@ -124,17 +130,31 @@ def _is_ours(writer: asyncio.StreamWriter) -> bool:
     return bool(uid == os.getuid())
 
 
-def _splice(pieces: Iterable[Piece]) -> str:
+def _splice(pieces: Sequence[Piece]) -> str:
     families: dict[str, list[str]] = {}
+    newest: dict[str, Piece] = {}
     for piece in pieces:
+        if piece.series and piece.seen >= newest.get(piece.series, piece).seen:
+            newest[piece.series] = piece
+    for piece in (p for p in pieces if not p.series or newest[p.series] is p):
         families.setdefault(piece.name, [piece.head]).append(piece.body)
     return "".join(text for parts in families.values() for text in parts)
+
+
+def _newest(metric: Metric, labels: tuple[str, ...], value: float, seen: float) -> Piece:
+    text = ",".join(f'{k}="{_escape(v)}"' for k, v in zip(metric.labels, labels, strict=True) if v)
+    series = f"{metric.name}{{{text}}}"
+    return Piece(metric.name, _gauge_head(metric), f"{series} {_number(value)}\n", series, seen)
+
+
+def _gauge_head(metric: Metric) -> str:
+    return f"# HELP {metric.name} {_escape(metric.help)}\n# TYPE {metric.name} gauge\n"
 
 
 def _worker_up(up: dict[int, bool]) -> Piece:
     name = catalog.WORKER_UP.name
     lines = (f'{name}{{worker="{slot}"}} {int(alive)}\n' for slot, alive in sorted(up.items()))
-    return Piece(name, f"# HELP {name} {_escape(catalog.WORKER_UP.help)}\n# TYPE {name} gauge\n", "".join(lines))
+    return Piece(name, _gauge_head(catalog.WORKER_UP), "".join(lines))
 
 
 def _head(family: Family, openmetrics: bool) -> str:

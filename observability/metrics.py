@@ -35,6 +35,7 @@ _CLOSED: dict[str, Set[str]] = {
     "status": frozenset(catalog.STATUSES),
     "reason": frozenset(catalog.ATTEMPT_REASONS) | catalog.ERROR_TYPES | catalog.DROP_REASONS,
     "limit": frozenset(catalog.LIMITS_429),
+    "dimension": frozenset(catalog.QUOTA_DIMENSIONS),
     "streaming": frozenset(("true", "false")),
     "signal": frozenset(catalog.SIGNALS),
 }
@@ -43,11 +44,11 @@ _CLOSED: dict[str, Set[str]] = {
 class _Value:
     """One counter or gauge series."""
 
-    __slots__ = ("exemplar", "suffix", "value")
+    __slots__ = ("exemplar", "seen", "suffix", "until", "value")
 
     def __init__(self, suffix: str) -> None:
         self.suffix = suffix
-        self.value = 0.0
+        self.value = self.seen = self.until = 0.0
         self.exemplar: LibraryExemplar | None = None
 
     def samples(self) -> Iterator[tuple[str, str | None, float, LibraryExemplar | None]]:
@@ -108,6 +109,22 @@ class Metrics(Collector):
             assert isinstance(series, _Value)
             series.value = value
 
+    def see(self, metric: Metric, value: float, labels: Labels, until: float) -> None:
+        """Set a per-host gauge: shown until the Unix time `until`, unless another worker has seen a newer value."""
+        with self._lock:
+            series = self._one(metric, labels)
+            assert isinstance(series, _Value)
+            series.value, series.seen, series.until = value, time.time(), until
+
+    def newest(self) -> Iterator[tuple[Metric, Labels, float, float]]:
+        """(row, labels, value, when it was seen) of every per-host gauge that has not expired."""
+        now = time.time()
+        for metric in catalog.METRICS:
+            if metric.per_host:
+                for labels, series in list(self._series[metric.name].items()):
+                    if isinstance(series, _Value) and series.until > now:
+                        yield metric, labels, series.value, series.seen
+
     def observe(self, metric: Metric, value: float, labels: Labels = (), exemplar: Exemplar = None) -> None:
         """Put one value into a histogram, in the row's unit."""
         with self._lock:
@@ -146,8 +163,10 @@ class Metrics(Collector):
         return series
 
     def collect(self) -> Iterator[Family]:
-        """For prometheus_client: every family that has a series."""
+        """For prometheus_client: every family that has a series, but for the per-host ones."""
         for metric in catalog.METRICS:
+            if metric.per_host:
+                continue
             family = Family(metric.name, metric.help, metric.type.value)
             for labels, series in list(self._series[metric.name].items()):
                 pairs = dict(zip(metric.labels, labels, strict=True))

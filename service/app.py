@@ -63,7 +63,7 @@ def create_gateway(settings: Settings, telemetry: Telemetry | None = None) -> Ga
     hooks.instrument(app, telemetry)
     hooks.open_and_close(app, Closing(telemetry), telemetry.tracing, gate)
     hooks.answer_errors(app, telemetry.log)
-    exposition = Exposition(telemetry.metrics.registry)
+    exposition = Exposition(telemetry.metrics)
     ops.register(app, gate, exposition)
     native.register(app, pipeline, settings.first_byte_timeout)
     generate.register(

@@ -18,7 +18,7 @@ from service.account.exchange import Call, Exchange
 from service.errors import AnswerTimeout, DiedMidBody, Draining, GatewayError, InvalidAnswer, UpstreamFailed
 from service.lifetime import Ending, Waits, absorb_cancellation
 from service.record import Attempt
-from service.upstream import anthropic, sse
+from service.upstream import anthropic, outcomes, sse
 from service.upstream.client import Client, Prepared, Response, Stream
 
 MAX_WHOLE = 64 * 1024 * 1024
@@ -60,6 +60,7 @@ class Pipeline:
         headers_after = call.elapsed()
         status, kind = response.status_code, response.headers.get("content-type", "")
         call.upstream_request_id = response.headers.get("request-id")
+        call.quotas = anthropic.quotas(response.headers)
         exchange.status = status if exchange.call is call else None
         encoding = response.headers.get("content-encoding", "")
         if status < 400 and kind.startswith("text/event-stream"):
@@ -115,7 +116,7 @@ class Pipeline:
             outcome = Outcome.UPSTREAM_ERROR
         limit = None
         if response.status_code == 429:
-            limit = anthropic.limit_of_429(response.headers, reader.error_code)
+            limit = outcomes.limit_of_429(response.headers, reader.error_code)
         reason = "ok" if response.status_code < 400 else "http_error"
         call.attempts.append(Attempt(reason, response.status_code, limit, _retry_after(response.headers)))
         start = 0

@@ -51,6 +51,16 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
+class Quota:
+    """What an answer's headers said of one limit: how much it allows, what is left, when it is full again (Unix time)."""
+
+    dimension: str
+    limit: float
+    remaining: float
+    reset: float
+
+
+@dataclass(frozen=True, slots=True)
 class Pace:
     """How smoothly a stream's content came: `counts` of the gaps between its chunks per bucket of
     `catalog.LLM_SECONDS` (the last is beyond the edges), their sum and the longest, in seconds."""
@@ -126,4 +136,5 @@ class Record:
     """The wire type of an error answer that was ours, not the provider's."""
     attempts: tuple[Attempt, ...] = ()
     answered: Answered = Answered()
+    quotas: tuple[Quota, ...] = ()
     client: str | None = None

@@ -14,7 +14,7 @@ from observability.catalog import Attr, Outcome
 from observability.tracing import Attributes, Tracing
 from service.account.closing import Closing
 from service.lifetime import Lifetime
-from service.record import Answered, Attempt, Kind, Record, Timings, Trace
+from service.record import Answered, Attempt, Kind, Quota, Record, Timings, Trace
 
 
 class Call:
@@ -42,6 +42,7 @@ class Call:
         self.answered: Callable[[], Answered] = Answered
         """Tells what the answer has said so far; set once an answer is being read."""
         self.upstream_request_id: str | None = None
+        self.quotas: tuple[Quota, ...] = ()
         self._lasted: float | None = None
 
     def elapsed(self) -> float:
@@ -168,6 +169,7 @@ class Exchange:
             rejected=self.rejected,
             attempts=tuple(call.attempts) if call is not None else (),
             answered=call.says() if call is not None else Answered(),
+            quotas=call.quotas if call is not None else (),
             client=self.client,
         )
 

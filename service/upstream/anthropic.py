@@ -1,4 +1,4 @@
-"""What Claude's answers say of themselves: usage, ids, how a stream ended, which limit said no. Reads bytes, changes none.
+"""What Claude's answers say of themselves: usage, ids, how a stream ended. Reads bytes, changes none.
 
 Sources: the SDK's types (anthropic 2.12.0), the API's pages on streaming, errors and rate limits.
 """
@@ -8,12 +8,15 @@ from __future__ import annotations
 import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
+from datetime import datetime
 
 import msgspec
 
+from observability import catalog
 from observability.catalog import LLM_SECONDS, Outcome
-from service.record import Answered, Pace, Usage
+from service.record import Answered, Pace, Quota, Usage
 from service.upstream import sse
+from service.upstream.outcomes import outcome_of_error, outcome_of_status
 
 NAME = "anthropic"
 VERSION = "2023-06-01"
@@ -272,48 +275,18 @@ def _inflater(encoding: str) -> Callable[[bytes], bytes] | None:
     return feed
 
 
-def outcome_of_error(kind: str) -> Outcome:
-    """Outcome of an `error` event inside a stream, by its type."""
-    match kind:
-        case "overloaded_error":
-            return Outcome.UPSTREAM_OVERLOADED
-        case "rate_limit_error":
-            return Outcome.UPSTREAM_429
-        case "timeout_error":
-            return Outcome.UPSTREAM_TIMEOUT
-        case "invalid_request_error" | "not_found_error" | "request_too_large":
-            return Outcome.CLIENT_INVALID
-        case _:
-            return Outcome.UPSTREAM_ERROR
+_DIMENSIONS = {name: f"anthropic-ratelimit-{name.replace('_', '-')}-" for name in catalog.QUOTA_DIMENSIONS}
 
 
-def outcome_of_status(status: int, kind: str | None) -> Outcome:
-    """Outcome of an HTTP error answer. 401 and 403 are the client's only if its own credential went up: see pipeline."""
-    if kind == "overloaded_error" or status == 529:
-        return Outcome.UPSTREAM_OVERLOADED
-    match status:
-        case 429:
-            return Outcome.UPSTREAM_429
-        case 401 | 403:
-            return Outcome.CLIENT_AUTH
-        case 402:
-            return Outcome.UPSTREAM_ERROR
-        case 408 | 504:
-            return Outcome.UPSTREAM_TIMEOUT
-        case _:
-            return Outcome.CLIENT_INVALID if status < 500 else Outcome.UPSTREAM_ERROR
-
-
-_SPEND = frozenset({"enforced_spend_limit_reached", "contract_spend_limit_reached"})
-
-
-def limit_of_429(headers: Mapping[str, str], error_code: str) -> str:
-    """Which limit said 429, one of `catalog.LIMITS_429`: by `error.details.error_code`, else the exhausted bucket."""
-    if error_code in _SPEND:
-        return "spend"
-    if error_code == "ramp_limit_exceeded":
-        return "acceleration"
-    for dimension in ("requests", "input-tokens", "output-tokens"):
-        if headers.get(f"anthropic-ratelimit-{dimension}-remaining") == "0":
-            return dimension.replace("-", "_")
-    return "unknown"
+def quotas(headers: Mapping[str, str]) -> tuple[Quota, ...]:
+    """Every limit that the answer's headers describe completely; what is missing or makes no sense is left out."""
+    found = []
+    for name, prefix in _DIMENSIONS.items():
+        if (limit := headers.get(prefix + "limit")) is None:
+            continue
+        try:
+            reset = datetime.fromisoformat(headers[prefix + "reset"]).timestamp()
+            found.append(Quota(name, int(limit), int(headers[prefix + "remaining"]), reset))
+        except (KeyError, ValueError, OverflowError):
+            continue
+    return tuple(found)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+_END = re.compile(b"|".join(_ENDS))
 _LINE = re.compile(rb"\r\n|\n|\r")
 
 
@@ -31,18 +32,15 @@ class Splitter:
     def feed(self, chunk: bytes) -> bytes:
         """The bytes that may go on now, in order; nothing is changed or lost."""
         data = self._rest + chunk if self._rest else chunk
-        if data.endswith((b"\n\n", b"\r\n\r\n")):
+        if data.endswith(_ENDS):
             self._rest, self.mid_event = b"", False
             return data
-        end = max(data.rfind(b"\n\n") + 2, data.rfind(b"\r\n\r\n") + 4, data.rfind(b"\r\r") + 2)
-        if end < 5:
-            end = 0
-        if len(data) - end > self._bound or (self.mid_event and not end):
-            self._rest, self.mid_event = b"", True
-            return data
+        end = max((at + len(mark) for mark in _ENDS if (at := data.rfind(mark)) >= 0), default=0)
+        self.mid_event = self.mid_event and not end
+        if self.mid_event or len(data) - end > self._bound:
+            self.mid_event = True
+            end = len(data.rstrip(b"\r\n"))  # an event's end may have begun
         self._rest = data[end:]
-        if end:
-            self.mid_event = False
         return data[:end]
 
     def rest(self) -> bytes:
@@ -60,6 +58,7 @@ class Parser:
     def __init__(self, bound: int = 8 * 1024 * 1024) -> None:
         self._bound = bound
         self._rest = b""
+        self._skipping = False
         self.overflowed = False
 
     def feed(self, chunk: bytes) -> list[Event]:
@@ -67,8 +66,13 @@ class Parser:
         data = self._rest + chunk if self._rest else chunk
         parts = data.split(b"\n\n") if b"\r" not in data else _END.split(data)
         self._rest = parts.pop()
+        if self._skipping and parts:
+            del parts[0]
+            self._skipping = False
         if len(self._rest) > self._bound:
-            self._rest, self.overflowed = b"", True
+            self._skipping = self.overflowed = True
+        if self._skipping:
+            self._rest = self._rest[-3:]  # the event's end may have begun
         return [event for part in parts if (event := _parse(part)) is not None]
 
 
