@@ -249,6 +249,11 @@ REJECTED = Metric(
     "Requests we refused ourselves, by the wire error type we answered.",
     (ROUTE, "reason"),
 )
+EVENT_LOOP_LAG = Metric(
+    "claude_proxy_event_loop_lag_seconds", Type.HISTOGRAM,
+    "How late the event loop came to a timer, four times a second: what blocks it delays every request.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
+)  # fmt: skip
 TELEMETRY_DROPPED = Metric(
     "claude_proxy_telemetry_dropped", Type.COUNTER, "What telemetry lost, by signal.", ("signal", "reason")
 )
@@ -273,7 +278,7 @@ METRICS: tuple[Metric, ...] = (
     INPUT_TOKENS, OUTPUT_TOKENS, CACHE_READ_TOKENS, CACHE_WRITE_TOKENS, REASONING_TOKENS,
     REQUESTS, REQUEST_DURATION, IN_FLIGHT, OVERHEAD, UPSTREAM_ATTEMPTS, UPSTREAM_429,
     QUOTA_LIMIT, QUOTA_REMAINING, QUOTA_RESET, STREAM_OUTCOMES, STREAM_LONGEST_GAP, REJECTED,
-    TELEMETRY_DROPPED, TELEMETRY_LAST_SUCCESS, BUILD_INFO,
+    EVENT_LOOP_LAG, TELEMETRY_DROPPED, TELEMETRY_LAST_SUCCESS, BUILD_INFO,
 )  # fmt: skip
 
 STOCK_PREFIXES = ("flask_", "process_", "python_")
@@ -286,6 +291,7 @@ class LogEvent(StrEnum):
     REQUEST = "request"
     CALL = "call"
     LOG = "log"
+    LOOP_BLOCKED = "loop_blocked"
 
 
 class Attr:

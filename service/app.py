@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import service
 from observability.exposition import Exposition, Place
+from observability.lag import LagMonitor
 from observability.start import Telemetry, start
 from service.account.closing import Closing
 from service.pipeline import Pipeline
@@ -34,13 +35,16 @@ class Gateway:
     telemetry: Telemetry
     client: Client
     exposition: Exposition
+    lag: LagMonitor
 
     async def start(self, place: Place) -> None:
-        """Find the place among the workers of this host."""
+        """Find the place among the workers of this host, and watch the loop."""
         await self.exposition.start(place)
+        self.lag.start()
 
     async def stop(self) -> None:
         """Close the provider's connections and flush telemetry, within `FLUSH_SECONDS` or a little more."""
+        self.lag.stop()
         await self.exposition.stop()
         await self.client.aclose()
         await asyncio.to_thread(self.telemetry.stop, FLUSH_SECONDS)
@@ -73,7 +77,7 @@ def create_gateway(settings: Settings, telemetry: Telemetry | None = None) -> Ga
         timeout=settings.first_byte_timeout,
         limits=generate.Limits(settings.batch_concurrency, settings.batch_max_prompts),
     )
-    return Gateway(app, telemetry, client, exposition)
+    return Gateway(app, telemetry, client, exposition, LagMonitor(telemetry.metrics, telemetry.log))
 
 
 def start_telemetry(settings: Settings) -> Telemetry:
