@@ -51,6 +51,8 @@ def start(
     metrics.register_process(registry)
     made = metrics.Metrics(registry, routes=routes, models=models)
     made.set(catalog.BUILD_INFO, 1, (version, platform.python_version()))
+    for loss in catalog.LOSSES:
+        made.add(catalog.TELEMETRY_DROPPED, loss, 0)
 
     def dropped(signal: str, reason: str, count: int) -> None:
         made.add(catalog.TELEMETRY_DROPPED, (signal, reason), count)
