@@ -44,6 +44,10 @@ class Bucket:
         self._level = level if level < self.limit else float(self.limit)
         return self._level
 
+    def share(self, now: float) -> float:
+        """What is left, as a share of the limit."""
+        return self.level(now) / self.limit
+
     def take(self, amount: float, now: float) -> None:
         """Use `amount`."""
         self._level = self.level(now) - amount
@@ -57,8 +61,8 @@ class Bucket:
         """Limit, what remains (rounded to `step`) and when it will be full again (RFC 3339), as headers show them."""
         left = self.level(now)
         full = rfc3339(math.ceil(now + (self.limit - left) / self._rate))
-        whole = 0 if left < 0 else int(left) if step == 1 else round(left / step) * step
-        return str(self.limit), str(whole if whole < self.limit else self.limit), full
+        whole = int(max(0.0, left) / step + (0.5 if step > 1 else 0.0)) * step
+        return str(self.limit), str(min(whole, self.limit)), full
 
 
 class Pool:
@@ -106,8 +110,8 @@ class Pool:
         """The `anthropic-ratelimit-*` headers; `tokens` is the scarcer of the two token limits."""
         requests, incoming = self._requests.shown(now, 1), self._input.shown(now, 1000)
         outgoing = self._output.shown(now, 1000)
-        scarce = self._input.level(now) * self._output.limit < self._output.level(now) * self._input.limit
-        return dict(zip(_NAMES, requests + incoming + outgoing + (incoming if scarce else outgoing), strict=True))
+        scarce = incoming if self._input.share(now) < self._output.share(now) else outgoing
+        return dict(zip(_NAMES, requests + incoming + outgoing + scarce, strict=True))
 
 
 class Limiter:
