@@ -86,6 +86,8 @@ class Streams:
 
 def request_bytes(command: Command) -> bytes:
     """The request as it stands on the wire."""
+    if command.path == "/healthz":
+        return f"GET /healthz HTTP/1.1\r\nhost: 127.0.0.1:{command.port}\r\n\r\n".encode()
     prompt = command.mark.ljust(PROMPT_BYTES, "x")
     body: dict[str, object]
     if command.path == "/batch_generate":
@@ -240,17 +242,20 @@ async def run_streams(command: Command) -> Streams:
         await asyncio.wait_for(done.event.wait(), command.seconds)
     except TimeoutError:
         print(f"streams did not end within {command.seconds:g} s", file=sys.stderr)
-    delays = [delay for c in connections for delay in c.delays] or [0.0]
-    durations = [c.last - c.began for c in connections]
-    span = max(c.last for c in connections) - min(c.first for c in connections)
+    complete = [c for c in connections if c.ended and len(c.delays) == command.chunks]
+    if not complete:
+        return Streams(0, *[0.0] * 6)
+    delays = [delay for c in connections for delay in c.delays]
+    durations = [c.last - c.began for c in complete]
+    span = max(c.last for c in complete) - min(c.first for c in complete)
     return Streams(
-        complete=sum(c.ended and len(c.delays) == command.chunks for c in connections),
-        chunks_per_second=len(delays) / max(span, 1e-9),
+        complete=len(complete),
+        chunks_per_second=len(delays) / span,
         duration_p50=percentile(durations, 50),
         duration_p99=percentile(durations, 99),
         delay_p50=percentile(delays, 50),
         delay_p99=percentile(delays, 99),
-        first_byte_p50=percentile([c.first - c.began for c in connections], 50),
+        first_byte_p50=percentile([c.first - c.began for c in complete], 50),
     )
 
 
@@ -261,8 +266,8 @@ def main() -> None:
     gc.disable()
     for line in sys.stdin:
         command = Command(**json.loads(line))
-        run = run_streams if command.kind == "streams" else run_closed
-        figures: Closed | Streams = asyncio.run(run(command))
+        figures: Closed | Streams
+        figures = asyncio.run(run_streams(command) if command.kind == "streams" else run_closed(command))
         print(json.dumps(dataclasses.asdict(figures)), flush=True)
         gc.collect()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,8 +13,11 @@ from tests.bench.subjects import DIRECT, EVERYTHING, GATEWAY, NOTHING, PASS, Sta
 
 CONNECTIONS = 16
 STREAMS, CHUNKS, GAP_MS, STAGGER = 200, 64, 20, 0.001
+MANY_CHUNKS = 24
 MANY_RATE = 4000
 """Chunks per second of all the many streams together: their gap grows with their number."""
+MANY_STAGGER = 0.005
+"""Seconds between the starts of the many streams: what is asked is how many can be open, not how fast they can begin."""
 BATCH_PROMPTS, BATCH_DELAY_MS = 50, 100
 
 
@@ -23,12 +25,12 @@ BATCH_PROMPTS, BATCH_DELAY_MS = 50, 100
 class Plan:
     """How much to measure. `deadline` (monotonic) ends further rounds; each measure has its first all the same."""
 
+    quick: bool
     seconds: float
     rounds: int
     stream_rounds: int
     batch_rounds: int
     many: int
-    many_chunks: int
     deadline: float
 
 
@@ -81,9 +83,9 @@ class Batch:
 class Results:
     """Everything measured; lists have one entry per round, keyed by subject."""
 
-    throughput: dict[str, list[Under]] = field(default_factory=lambda: defaultdict(list))
-    sequential: dict[str, list[Under]] = field(default_factory=lambda: defaultdict(list))
-    streams: dict[str, list[StreamRound]] = field(default_factory=lambda: defaultdict(list))
+    throughput: dict[str, list[Under]] = field(default_factory=dict)
+    sequential: dict[str, list[Under]] = field(default_factory=dict)
+    streams: dict[str, list[StreamRound]] = field(default_factory=dict)
     many: dict[str, Many] = field(default_factory=dict)
     batch: list[Batch] = field(default_factory=list)
     ready_seconds: list[float] = field(default_factory=list)
@@ -121,7 +123,7 @@ class Bench:
         """Non-streaming requests, 16 connections."""
         for index in self._rounds("throughput", self._plan.rounds):
             for subject in self._subjects(list(self._stage.subjects), index):
-                self.results.throughput[subject.name].append(self._under(subject, CONNECTIONS))
+                self.results.throughput.setdefault(subject.name, []).append(self._under(subject, CONNECTIONS))
 
     def export(self) -> None:
         """How much of the gateway's spans reaches the sink under load."""
@@ -137,7 +139,7 @@ class Bench:
         """One connection, one request at a time."""
         for index in self._rounds("sequential", self._plan.rounds):
             for subject in self._subjects((DIRECT, PASS, GATEWAY, NOTHING), index):
-                self.results.sequential[subject.name].append(self._under(subject, 1))
+                self.results.sequential.setdefault(subject.name, []).append(self._under(subject, 1))
 
     def streams(self) -> None:
         """200 concurrent streams of 64 chunks, 20 ms apart."""
@@ -145,13 +147,13 @@ class Bench:
             for subject in self._subjects((DIRECT, PASS, GATEWAY, NOTHING), index):
                 before = _cpu(subject)
                 figures = self._stage.load.streams(subject.streams(STREAMS, CHUNKS, GAP_MS, STAGGER))
-                self.results.streams[subject.name].append(
-                    StreamRound(figures, _per(before, _cpu(subject), STREAMS * CHUNKS))
-                )
+                cpu_us = _per(before, _cpu(subject), STREAMS * CHUNKS)
+                self.results.streams.setdefault(subject.name, []).append(StreamRound(figures, cpu_us))
 
     def many(self) -> None:
         """Many streams at once, and the memory they take, in processes of their own: old ones have slack to reuse."""
-        self._many(self._stage.start_passthrough)
+        if not self._plan.quick:
+            self._many(self._stage.start_passthrough)
         self._many(lambda stack: self._stage.start_gateway(EVERYTHING, stack))
 
     def _many(self, start: Callable[[ExitStack], Subject]) -> None:
@@ -171,7 +173,7 @@ class Bench:
                 peak = max(peak, machine.rss_kb(pid))
 
             gap_ms = max(1, round(self._plan.many * 1000 / MANY_RATE))
-            command = subject.streams(self._plan.many, self._plan.many_chunks, gap_ms, STAGGER)
+            command = subject.streams(self._plan.many, MANY_CHUNKS, gap_ms, MANY_STAGGER)
             figures = self._stage.load.streams(command, sample)
             self.results.many[subject.name] = Many(self._plan.many, figures, idle, peak)
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from tests.bench.measures import (
-    BATCH_DELAY_MS, BATCH_PROMPTS, CHUNKS, CONNECTIONS, GAP_MS, STREAMS, Results, Under,
-)  # fmt: skip
+from tests.bench.measures import BATCH_DELAY_MS, BATCH_PROMPTS, CHUNKS, CONNECTIONS, GAP_MS, STREAMS, Results, Under
 from tests.bench.stats import median, ratio_median
 from tests.bench.subjects import DIRECT, GATEWAY, NO_EXPORT, NO_OWN, NOTHING
 
@@ -20,9 +18,25 @@ def report(results: Results, facts: Sequence[str], notes: Sequence[str]) -> str:
         _streams(results),
         _many(results),
         _promises(results),
-        "\n".join(f"- {note}" for note in notes),
+        "\n".join(f"- {note}" for note in (*notes, *failures(results))),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def failures(results: Results) -> list[str]:
+    """What must be known before any figure is believed."""
+    found = [
+        f"NOT VALID: {bad} failed answers of `{name}`"
+        for measured in (results.throughput, results.sequential)
+        for name, rounds in measured.items()
+        if (bad := sum(under.figures.bad for under in rounds))
+    ]
+    streams = [(name, STREAMS, r.figures.complete) for name, rounds in results.streams.items() for r in rounds]
+    streams += [(name, many.streams, many.figures.complete) for name, many in results.many.items()]
+    found += [f"NOT VALID: {there} of {asked} streams of `{name}`" for name, asked, there in streams if there < asked]
+    if bad := sum(batch.bad for batch in results.batch):
+        found.append(f"NOT VALID: {bad} failed answers of the batch comparison")
+    return found
 
 
 def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -49,14 +63,13 @@ def _throughput(results: Results) -> str:
             (
                 name,
                 f"{median(rates):,.0f}",
-                f"{min(rates):,.0f}–{max(rates):,.0f}",
+                f"{min(rates):,.0f} to {max(rates):,.0f}",
                 f"{ratio_median(rates, reference):.2f}",
-                f"{median(cpu):.0f}" if cpu else "–",
+                f"{median(cpu):.0f}" if cpu else "",
                 _ms(median([under.figures.p50 for under in rounds])),
-                str(sum(under.figures.bad for under in rounds)),
             )
         )
-    head = ("subject", "requests/s", "min–max", "of gateway", "CPU µs/request", "p50 ms", "failed")
+    head = ("subject", "requests/s", "lowest to highest", "of gateway", "CPU µs/request", "p50 ms")
     return _table(f"Non-streaming, {CONNECTIONS} connections", head, rows)
 
 
@@ -90,7 +103,7 @@ def _streams(results: Results) -> str:
                 f"{median(f.duration_p99 for f in figures):.2f}",
                 _ms(median(f.delay_p50 for f in figures)),
                 _ms(median(f.delay_p99 for f in figures)),
-                f"{median(cpu):.0f}" if cpu else "–",
+                f"{median(cpu):.0f}" if cpu else "",
             )
         )
     if not rows:

@@ -11,14 +11,9 @@ from tests.bench.load import Command
 from tests.bench.machine import Layout
 from tests.bench.processes import Gateway, Load, Server
 
-DIRECT, PASS, GATEWAY, NO_EXPORT, NO_OWN, NOTHING = (
-    "direct",
-    "pass-through",
-    "gateway",
-    "export off",
-    "own signals out",
-    "all telemetry out",
-)
+DIRECT, PASS, GATEWAY = "direct", "pass-through", "gateway"
+NO_EXPORT, NO_OWN, NOTHING = "export off", "own signals out", "all telemetry out"
+FULL_HEADERS, FLOOR = "gateway, an SDK's and the API's headers", "the floor: /healthz, all telemetry out"
 WARM_SECONDS = 0.5
 
 
@@ -31,11 +26,12 @@ class Subject:
     pid: int | None = None
     full_headers: bool = False
     """Ask as an SDK does, have the upstream answer as the real API does."""
+    path: str = "/v1/messages"
 
     def closed(self, connections: int, seconds: float) -> Command:
         """Non-streaming load."""
         mark = "#api#" if self.full_headers else ""
-        return Command("closed", self.port, connections, seconds, mark=mark, sdk=self.full_headers)
+        return Command("closed", self.port, connections, seconds, path=self.path, mark=mark, sdk=self.full_headers)
 
     def streams(self, count: int, chunks: int, gap_ms: int, stagger: float) -> Command:
         """Streams, with a bound of the ideal time and 30 s."""
@@ -133,9 +129,9 @@ class Stage:
                 self.notes.append(f"`{variant.name}` did not start: {str(error).splitlines()[-1][:200]}")
         if full_headers:
             gateway = self.subjects[GATEWAY]
-            self.subjects["gateway, real headers"] = Subject(
-                "gateway, real headers", gateway.port, gateway.pid, full_headers=True
-            )
+            self.subjects[FULL_HEADERS] = Subject(FULL_HEADERS, gateway.port, gateway.pid, full_headers=True)
+        if bare := self.subjects.get(NOTHING):
+            self.subjects[FLOOR] = Subject(FLOOR, bare.port, bare.pid, path="/healthz")
         for subject in self.subjects.values():
             self.load.closed(subject.closed(16, WARM_SECONDS))
 

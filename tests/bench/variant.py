@@ -20,7 +20,7 @@ def _bare(transport: Any, **_options: Any) -> Any:
     return transport
 
 
-PARTS = {
+PARTS: dict[str, list[tuple[str, Any]]] = {
     "flask": [("opentelemetry.instrumentation.flask.FlaskInstrumentor.instrument_app", staticmethod(_nothing))],
     "httpx": [("opentelemetry.instrumentation.httpx.AsyncOpenTelemetryTransport", _bare)],
     "exporter": [("prometheus_flask_exporter.PrometheusMetrics", _nothing)],
