@@ -87,6 +87,8 @@ class _Event(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_Event).decode
+_NOT_OURS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises: not JSON, not the shape, not UTF-8, nested too deep."""
 
 
 class StreamReader:
@@ -121,7 +123,7 @@ class StreamReader:
             self.started = True
             try:
                 self._see(_decode(event.data))
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            except _NOT_OURS:
                 self._malformed = True
 
     def _see(self, event: _Event) -> None:
@@ -162,6 +164,11 @@ class StreamReader:
         if usage.output_tokens_details is not None:
             said["thinking_tokens"] = usage.output_tokens_details.thinking_tokens
         self._usage.update({name: value for name, value in said.items() if value is not None})
+
+    @property
+    def over(self) -> bool:
+        """Whether the provider has said its last word: `message_stop`, or an error."""
+        return self.complete or self._error is not None
 
     def ended(self) -> tuple[Outcome, str | None]:
         """Outcome and error type of a stream whose bytes ended here."""
@@ -205,7 +212,7 @@ class WholeReader:
         if self._seen is None:
             try:
                 self._seen = _decode(b"".join(self._parts))
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            except _NOT_OURS:
                 return None
         return self._seen
 

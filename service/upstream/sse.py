@@ -39,7 +39,7 @@ class Splitter:
         self.mid_event = self.mid_event and not end
         if self.mid_event or len(data) - end > self._bound:
             self.mid_event = True
-            end = len(data.rstrip(b"\r\n"))  # an event's end may have begun
+            end = max(end, len(data.rstrip(b"\r\n")))  # an event's end may have begun
         self._rest = data[end:]
         return data[:end]
 

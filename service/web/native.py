@@ -196,8 +196,8 @@ def decode(body: bytes, kind: type[T]) -> T:
         what, _, path = str(error).partition(" - at `$")
         field = path.strip("`.") or (what.split("`")[1] if "`" in what else None)
         raise BadRequest(f"{field}: {what}" if field else what, field=field) from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise BadRequest("the request body is not valid JSON", field="body") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise BadRequest("the request body is not valid JSON, or nested too deep", field="body") from None
 
 
 def _claude_code(headers: RawHeaders) -> dict[str, str]:
