@@ -69,12 +69,13 @@ def create_gateway(settings: Settings, telemetry: Telemetry | None = None) -> Ga
     hooks.answer_errors(app, telemetry.log)
     exposition = Exposition(telemetry.metrics)
     ops.register(app, gate, exposition)
-    native.register(app, pipeline, settings.first_byte_timeout)
+    first_byte_timeout = min(settings.first_byte_timeout, settings.total_timeout)
+    native.register(app, pipeline, first_byte_timeout)
     generate.register(
         app,
         pipeline,
         default_model=settings.default_model,
-        timeout=settings.first_byte_timeout,
+        timeout=first_byte_timeout,
         limits=generate.Limits(settings.batch_concurrency, settings.batch_max_prompts),
     )
     return Gateway(app, telemetry, client, exposition, LagMonitor(telemetry.metrics, telemetry.log))

@@ -49,12 +49,20 @@ class Pipeline:
         self._total_timeout = total_timeout
 
     async def run(
-        self, exchange: Exchange, call: Call, prepared: Prepared, *, in_band: InBand, large: bool = False
+        self,
+        exchange: Exchange,
+        call: Call,
+        prepared: Prepared,
+        *,
+        in_band: InBand,
+        large: bool = False,
+        check: Callable[[bytes], object] | None = None,
     ) -> Answer:
         """Send and return the answer as its headers are in (or, for JSON, its whole body). Raises `UpstreamFailed`.
 
-        `large` answers are passed through chunk by chunk, unread. The call is ended by the answer's body, or here when
-        an error is raised.
+        `large` answers are passed through chunk by chunk, unread. `check` sees a JSON answer that is no error, and
+        raises `InvalidAnswer` when the caller cannot use it. The call is ended by the answer's body, or here when an
+        error is raised.
         """
         response = await self._send(exchange, call, prepared)
         headers_after = call.elapsed()
@@ -72,7 +80,8 @@ class Pipeline:
         else:
             whole = anthropic.WholeReader(status, inference=call.operation is not None, encoding=encoding)
             call.answered = lambda: whole.answered
-            body = self._deliver(exchange, call, response, whole, await self._read(exchange, call, response, whole))
+            read = await self._read(exchange, call, response, whole, check if status < 400 else None)
+            body = self._deliver(exchange, call, response, whole, read)
         return Answer(status, response.headers.raw, body, headers_after)
 
     async def _send(self, exchange: Exchange, call: Call, prepared: Prepared) -> Response:
@@ -86,8 +95,15 @@ class Pipeline:
             self._abandon(exchange, call, None, None, begun=False)
             raise
 
-    async def _read(self, exchange: Exchange, call: Call, response: Response, reader: anthropic.WholeReader) -> bytes:
-        """The whole body of a JSON answer, also shown to `reader`."""
+    async def _read(
+        self,
+        exchange: Exchange,
+        call: Call,
+        response: Response,
+        reader: anthropic.WholeReader,
+        check: Callable[[bytes], object] | None,
+    ) -> bytes:
+        """The whole body of a JSON answer, also shown to `reader` and, whole, to `check`."""
         parts: list[bytes] = []
         size = 0
         try:
@@ -98,13 +114,16 @@ class Pipeline:
                     size += len(chunk)
                     if size > MAX_WHOLE:
                         raise InvalidAnswer(f"the provider's answer is over {MAX_WHOLE} bytes")
+            body = b"".join(parts)
+            if check is not None:
+                check(body)
         except UpstreamFailed as error:
             self._fail(exchange, call, error, response.status_code)
             raise
         except BaseException:
             self._abandon(exchange, call, response.status_code, None, begun=False)
             raise
-        return b"".join(parts)
+        return body
 
     async def _deliver(
         self, exchange: Exchange, call: Call, response: Response, reader: anthropic.WholeReader, body: bytes
@@ -156,7 +175,7 @@ class Pipeline:
             async with aclosing(response.stream):
                 async for chunk in self._body(exchange, call, response):
                     reader.feed(chunk)
-                    if events := splitter.feed(chunk):
+                    if events := splitter.feed(chunk) if reader.readable else chunk:
                         yield events
         except UpstreamFailed as error:
             failure = error
@@ -170,22 +189,25 @@ class Pipeline:
             self._abandon(exchange, call, response.status_code, reader)
             raise
         outcome, error_type = reader.ended()
-        if failure is not None and not reader.complete:
+        if failure is not None and not reader.over:
             outcome, error_type = failure.outcome, failure.error_type
         if failure is None and outcome is Outcome.CUT_OFF:
             failure = DiedMidBody("the provider's stream ended before message_stop")
         reason = (
             failure.attempt_reason if isinstance(failure, UpstreamFailed) else "ok" if failure is None else "aborted"
         )
-        call.attempts.append(Attempt("ok" if reader.complete else reason, response.status_code))
+        call.attempts.append(Attempt("ok" if reader.over else reason, response.status_code))
         exchange.end_call(call, outcome, error_type)
-        if outcome is not Outcome.CUT_OFF and (rest := splitter.rest()):
-            yield rest
-        elif failure is not None and not reader.complete and not splitter.mid_event and reader.readable:
+        if failure is None or reader.over:
+            if rest := splitter.rest():
+                yield rest
+        elif splitter.mid_event or not reader.readable:
+            raise failure  # there is no place for an event: the client must see its stream cut, not ended
+        else:
             yield in_band(failure)
 
     def _body(self, exchange: Exchange, call: Call, response: Response) -> _Body:
-        return _Body(response.stream, exchange.lifetime.upstream, call, self._total_timeout)
+        return _Body(response.stream, exchange.lifetime.upstream, call, self._total_timeout, self._client.idle_timeout)
 
     @staticmethod
     def _fail(exchange: Exchange, call: Call, error: GatewayError, status: int | None) -> None:
@@ -217,19 +239,24 @@ class Pipeline:
 class _Body:
     """An answer's chunks, with the time waited for them on the books. Raises `AnswerTimeout` over the total timeout."""
 
-    def __init__(self, stream: Stream, waits: Waits, call: Call, total_timeout: float) -> None:
+    def __init__(self, stream: Stream, waits: Waits, call: Call, total_timeout: float, idle_timeout: float) -> None:
         self._chunks = aiter(stream)
-        self._waits, self._call, self._total_timeout = waits, call, total_timeout
+        self._waits, self._call, self._total_timeout, self._idle = waits, call, total_timeout, idle_timeout
 
     def __aiter__(self) -> _Body:
         return self
 
     async def __anext__(self) -> bytes:
-        with self._waits.waiting():
-            chunk = await anext(self._chunks)
-        if self._call.elapsed() > self._total_timeout:
-            raise AnswerTimeout(f"the call took longer than the total timeout of {self._total_timeout:g} s")
-        return chunk
+        left = self._total_timeout - self._call.elapsed()
+        try:
+            if left <= 0:
+                raise TimeoutError
+            with self._waits.waiting():
+                # The stream itself raises after the idle timeout: a timer of ours is needed near the end only.
+                async with asyncio.timeout(left if left < self._idle else None):
+                    return await anext(self._chunks)
+        except TimeoutError:
+            raise AnswerTimeout(f"the call took longer than the total timeout of {self._total_timeout:g} s") from None
 
 
 def _outcome_of_ending(exchange: Exchange) -> Outcome:

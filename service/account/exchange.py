@@ -86,6 +86,8 @@ class Exchange:
         self.rejected: str | None = None
         self.call: Call | None = None
         self.ended = False
+        self.error_type: str | None = None
+        """Of the record, once that is closed."""
         self.server = trace.get_current_span()
         closing.began(route)
 
@@ -149,6 +151,7 @@ class Exchange:
         )
         record = self._record(self.kind, call, outcome, error_type, timings, self.server)
         self._closing.close(record, self.server, None if call is None else call.span)
+        self.error_type = error_type
 
     def _record(
         self, kind: Kind, call: Call | None, outcome: Outcome, error_type: str | None, timings: Timings, span: Span

@@ -63,6 +63,7 @@ class Client:
         self.base_url = base_url
         self._make = make_transport
         self._provider = provider
+        self.idle_timeout = idle_timeout
         self._timeouts = {"connect": connect_timeout, "idle": idle_timeout}
         self._transport: AsyncOpenTelemetryTransport | None = None
 

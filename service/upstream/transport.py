@@ -77,6 +77,7 @@ class Transport(httpx.AsyncBaseTransport):
                 )
         if response.connection is not None and response.connection.protocol is not None:
             response.connection.protocol.read_timeout = timeouts["idle"]
+            response.connection.protocol.start_timeout()  # else it would run from the next bytes on only
         return httpx.Response(
             response.status,
             headers=cast("list[tuple[bytes, bytes]]", response.raw_headers),

@@ -144,7 +144,7 @@ class Views:
             asked.provider, "chat", model, streaming=False, attributes={Attr.REQUEST_MAX_TOKENS: asked.max_tokens}
         )
         answer = await self._pipeline.run(
-            exchange, call, self._prepare(channel, asked, model, prompt), in_band=lambda error: b""
+            exchange, call, self._prepare(channel, asked, model, prompt), in_band=lambda error: b"", check=_message
         )
         body = await reply.drained(answer.body)
         if answer.status >= 400:
@@ -178,10 +178,7 @@ async def _json(channel: Channel) -> bytes:
 
 
 def _shown(body: bytes, call: Call, exchange: Exchange, provider: str) -> dict[str, Any]:
-    try:
-        message = msgspec.json.decode(body, type=_Message)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise InvalidAnswer("the provider's answer is not a message") from None
+    message = _message(body)
     usage = call.says().usage or Usage()
     return {
         "id": message.id,
@@ -200,8 +197,15 @@ def _shown(body: bytes, call: Call, exchange: Exchange, provider: str) -> dict[s
     }
 
 
+def _message(body: bytes) -> _Message:
+    try:
+        return msgspec.json.decode(body, type=_Message)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise InvalidAnswer("the provider's answer is not a message") from None
+
+
 def _error_of(body: bytes) -> _WireError:
     try:
         return msgspec.json.decode(body, type=_ErrorBody).error
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _WireError()

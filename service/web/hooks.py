@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flask import Response, g, request
 from opentelemetry.instrumentation.flask import FlaskInstrumentor
 from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.trace import Span
 from prometheus_flask_exporter import PrometheusMetrics
 from structlog.typing import FilteringBoundLogger
 from werkzeug.exceptions import HTTPException
@@ -31,8 +34,16 @@ def instrument(app: LoopFlask, telemetry: Telemetry) -> None:
         meter_provider=NoOpMeterProvider(),
         excluded_urls=",".join(rf"^[^/]*//[^/]+{rule}(\?|$)" for rule in ops.RULES),
         enable_commenter=False,
+        response_hook=_keep_error_type,
     )
     PrometheusMetrics(app, path=None, group_by="url_rule", registry=telemetry.metrics.registry)
+
+
+def _keep_error_type(span: Span, status: str, _headers: Any) -> None:
+    # The instrumentation has just named a 5xx by its number; the record's word, written before, says more.
+    exchange: Exchange | None = g.get("exchange")
+    if exchange is not None and exchange.error_type is not None and status.startswith("5"):
+        span.set_attribute(catalog.Attr.ERROR_TYPE, exchange.error_type)
 
 
 def open_and_close(app: LoopFlask, closing: Closing, tracing: Tracing, gate: Gate) -> None:

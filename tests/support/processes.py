@@ -134,7 +134,7 @@ class Gateway(Process):
 
     def client(self, **options: Any) -> httpx.Client:
         """An httpx client for it."""
-        return httpx.Client(base_url=self.url, timeout=30, **options)
+        return httpx.Client(base_url=self.url, timeout=10, **options)
 
     def log(self) -> list[dict[str, Any]]:
         """Every JSON line so far."""
