@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,9 @@ from tests.clients.sdk import NODE, PROVIDER_KEY, SDKS, Result, Sdk
 from tests.support.processes import Gateway, Simulator, pair
 
 CURL, CLAUDE_CODE = "curl", "claude-code"
-NO_NODE = "Node is not installed: apt-get install nodejs npm (or any Node from 20 on, with npm)"
+OLDEST_NODE = 20
+"""The oldest that the TypeScript SDK says it works with."""
+NO_NODE = f"Node {OLDEST_NODE} or newer with npm is not installed: apt-get install nodejs npm, or any other build of it"
 
 
 class House(NamedTuple):
@@ -59,11 +62,19 @@ def node_packages(tell: Tell) -> Callable[[Path, str], Path]:
     """Installs npm packages from a lock; without Node the test is skipped, and `.ci/run` does not let that pass."""
 
     def packages(source: Path, name: str) -> Path:
-        if not shutil.which("node") or not shutil.which("npm"):
+        if not has_node():
             pytest.skip(NO_NODE)
         return installed(lambda: environments.node(source, name, tell))
 
     return packages
+
+
+def has_node() -> bool:
+    """Whether there is a Node that is new enough."""
+    if not shutil.which("node") or not shutil.which("npm"):
+        return False
+    version = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout
+    return int(version.removeprefix("v").partition(".")[0]) >= OLDEST_NODE
 
 
 def installed(make: Callable[[], Path]) -> Path:
