@@ -70,9 +70,13 @@ class NotFound(BadRequest):
 
 
 class MethodNotAllowed(BadRequest):
-    """The route exists, the method does not."""
+    """The route exists, the method does not; `allowed` are those that do."""
 
     status = 405
+
+    def __init__(self, allowed: str) -> None:
+        super().__init__(f"this route takes {allowed}", field="method")
+        self.headers = {"allow": allowed}  # type: ignore[misc]  # an instance's own, where the class has its kind's
 
 
 class LengthTooLarge(BadRequest):

@@ -55,6 +55,9 @@ def open_and_close(app: LoopFlask, closing: Closing, tracing: Tracing, gate: Gat
             return
         channel = Channel.of(request.environ)
         g.exchange = exchange = Exchange(closing, tracing, channel.lifetime, rule)
+        if any(not name for name, _ in channel.headers):
+            # gunicorn's C parser makes a nameless header of a folded line; it must not go up as one.
+            raise BadRequest("a header is folded over several lines: send each on one line", field="headers")
         g.caller = caller = gate.admit(channel.headers)
         exchange.client = caller.name
 
@@ -111,5 +114,5 @@ def _mapped(error: HTTPException) -> GatewayError:
         return NotFound("no such route here; see the README's table of routes", field="path")
     if error.code == 405:
         allowed = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
-        return MethodNotAllowed(f"this route takes {allowed}", field="method")
+        return MethodNotAllowed(allowed)
     return BadRequest(error.name)

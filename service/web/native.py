@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -188,14 +189,19 @@ def _peek(body: bytes, headers: RawHeaders) -> _Peek | None:
     return decode(body, _Peek)
 
 
+_NAMED = re.compile(r"(?:missing required|contains unknown) field `(.+)`")
+
+
 def decode(body: bytes, kind: type[T]) -> T:
     """Typed JSON. Raises `BadRequest` that names the field; never quotes the body."""
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         what, _, path = str(error).partition(" - at `$")
-        field = path.strip("`.") or (what.split("`")[1] if "`" in what else None)
-        raise BadRequest(f"{field}: {what}" if field else what, field=field) from None
+        named = _NAMED.search(what)
+        field = ".".join(filter(None, (path.strip("`."), named and named[1])))[:128] or "body"
+        what = "not one of the values allowed" if what.startswith("Invalid enum value") else what[:256]
+        raise BadRequest(f"{field}: {what}", field=field) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise BadRequest("the request body is not valid JSON, or nested too deep", field="body") from None
 
