@@ -12,8 +12,9 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import cast
 
 from tests.bench import helper
 from tests.bench.framing import Framer
@@ -266,8 +267,8 @@ def main() -> None:
     gc.disable()
     for line in sys.stdin:
         command = Command(**json.loads(line))
-        figures: Closed | Streams
-        figures = asyncio.run(run_streams(command) if command.kind == "streams" else run_closed(command))
+        running = run_streams(command) if command.kind == "streams" else run_closed(command)
+        figures: Closed | Streams = asyncio.run(cast("Coroutine[None, None, Closed | Streams]", running))
         print(json.dumps(dataclasses.asdict(figures)), flush=True)
         gc.collect()
 

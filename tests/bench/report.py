@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from tests.bench.measures import BATCH_DELAY_MS, BATCH_PROMPTS, CHUNKS, CONNECTIONS, GAP_MS, STREAMS, Results, Under
 from tests.bench.stats import median, ratio_median
-from tests.bench.subjects import DIRECT, GATEWAY, NO_EXPORT, NO_OWN, NOTHING
+from tests.bench.subjects import DIRECT, FLOOR, GATEWAY, NO_EXPORT, NO_OWN, NOTHING
 
 
 def report(results: Results, facts: Sequence[str], notes: Sequence[str]) -> str:
@@ -56,6 +56,7 @@ def _throughput(results: Results) -> str:
     if not results.throughput:
         return ""
     reference = _rates(results.throughput[GATEWAY])
+    floor = median([under.cpu_us or 0 for under in results.throughput[FLOOR]]) if FLOOR in results.throughput else 0
     rows = []
     for name, rounds in results.throughput.items():
         rates, cpu = _rates(rounds), [under.cpu_us for under in rounds if under.cpu_us is not None]
@@ -66,10 +67,11 @@ def _throughput(results: Results) -> str:
                 f"{min(rates):,.0f} to {max(rates):,.0f}",
                 f"{ratio_median(rates, reference):.2f}",
                 f"{median(cpu):.0f}" if cpu else "",
+                f"{median(cpu) / floor:.1f}" if cpu and floor else "",
                 _ms(median([under.figures.p50 for under in rounds])),
             )
         )
-    head = ("subject", "requests/s", "lowest to highest", "of gateway", "CPU µs/request", "p50 ms")
+    head = ("subject", "requests/s", "lowest to highest", "of gateway", "CPU µs/request", "in floors", "p50 ms")
     return _table(f"Non-streaming, {CONNECTIONS} connections", head, rows)
 
 
