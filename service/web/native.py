@@ -61,7 +61,7 @@ ROUTES = (
 RULES = frozenset(prefix + route.rule for route in ROUTES for prefix in ("", PREFIX))
 """Every rule served here: values of the `http_route` label."""
 
-_NOT_FORWARDED = reply.HOP_BY_HOP | {b"host", b"expect", b"content-length", b"traceparent", b"tracestate", b"baggage"}
+_NOT_FORWARDED = {b"host", b"expect", b"content-length", b"traceparent", b"tracestate", b"baggage"}
 
 
 class _Peek(msgspec.Struct):
@@ -151,12 +151,11 @@ def forwarded(
     `Accept-Encoding` is narrowed to what we can read for accounting: gzip, or identity if `plain`: an error event
     cannot be put into a compressed stream, nor an address be changed in it.
     """
-    own_hop = {n.strip() for k, v in headers if k == b"connection" for n in v.lower().split(b",")}
-    dropped = _NOT_FORWARDED | CREDENTIAL_HEADERS | own_hop
+    dropped = _NOT_FORWARDED | CREDENTIAL_HEADERS | reply.of_the_connection(headers)
     out = [(k, v) for k, v in headers if k not in dropped and k != b"accept-encoding"]
     accepted = b",".join(v for k, v in headers if k == b"accept-encoding")
     if accepted:
-        out.append((b"accept-encoding", b"gzip" if b"gzip" in accepted and not plain else b"identity"))
+        out.append((b"accept-encoding", b"gzip" if _takes_gzip(accepted) and not plain else b"identity"))
     if not isinstance(body, bytes):
         out += [(k, v) for k, v in headers if k == b"content-length"]
     return [*out, *caller.credential]
@@ -164,6 +163,15 @@ def forwarded(
 
 def _prefix(target: str) -> str:
     return PREFIX if target.startswith(PREFIX + "/") else ""
+
+
+def _takes_gzip(accepted: bytes) -> bool:
+    """Whether an `Accept-Encoding` names gzip, and not with a weight of 0."""
+    for part in accepted.lower().split(b","):
+        coding, _, weight = part.replace(b" ", b"").partition(b";")
+        if coding == b"gzip":
+            return weight.rstrip(b"0.") != b"q="
+    return False
 
 
 def first_byte_timeout(headers: RawHeaders, ours: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import msgspec
@@ -22,6 +22,12 @@ HOP_BY_HOP = frozenset(
 """RFC 9110 section 7.6.1: they belong to one connection."""
 
 
+def of_the_connection(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
+    """Names of the headers that belong to one connection: the usual ones, and those that `Connection` lists."""
+    listed = [name for k, v in headers if k.lower() == b"connection" for name in v.lower().split(b",")]
+    return HOP_BY_HOP.union(map(bytes.strip, listed)) if listed else HOP_BY_HOP
+
+
 def current_exchange() -> Exchange:
     """The exchange of the request being served."""
     exchange = g.exchange
@@ -33,8 +39,9 @@ def passed_on(answer: Answer, exchange: Exchange) -> Response:
     """The provider's answer with its own headers and bytes, plus our ids and timings."""
     response = StreamedResponse(status=answer.status)
     response.headers.clear()
+    dropped = of_the_connection(answer.headers)
     for name, value in answer.headers:
-        if name.lower() not in HOP_BY_HOP:
+        if name.lower() not in dropped:
             response.headers.add(name.decode("latin-1"), value.decode("latin-1"))
     spent = exchange.lifetime.clock() - exchange.lifetime.started
     upstream = exchange.lifetime.upstream.seconds
