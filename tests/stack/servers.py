@@ -1,0 +1,155 @@
+"""Real servers for the tests: started on free loopback ports with folders of their own, stopped by process id."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.poll import poll
+from tests.support.processes import free_port
+from tests.support.stack_files import JAEGER, PROMETHEUS, ROOT, service
+
+
+def find(program: str, install: str) -> str:
+    """Where a program is; skips the test with how to install it when it is nowhere."""
+    here = ROOT / ".tools/bin" / program
+    found = str(here) if here.is_file() else shutil.which(program)
+    if found is None:
+        pytest.skip(f"{program} is not installed: {install}")
+    return found
+
+
+def promtool() -> str:
+    """Prometheus' own checker."""
+    return find("promtool", "apt-get install prometheus")
+
+
+@contextmanager
+def running(arguments: list[str], folder: Path, environ: Mapping[str, str] | None = None) -> Iterator[Path]:
+    """A server process in `folder`; yields its log. Ended by SIGTERM, and killed when it does not end."""
+    log = folder / "log"
+    environment = {"PATH": os.environ["PATH"], "HOME": str(folder)} | dict(environ or {})
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(arguments, cwd=folder, env=environment, stdout=output, stderr=output) as process,
+    ):
+        try:
+            yield log
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _ready(url: str, log: Path) -> None:
+    try:
+        poll(lambda: httpx.get(url, timeout=2).status_code == 200, what=url, seconds=20)
+    except AssertionError as error:
+        raise AssertionError(f"{error}; its log:\n{log.read_text(errors='replace')[-2000:]}") from None
+
+
+class Jaeger:
+    """The project's Jaeger configuration in a real Jaeger."""
+
+    def __init__(self) -> None:
+        self.ports = {name: free_port() for name in ("QUERY", "QUERY_GRPC", "HEALTH", "OTLP")}
+        self.url = f"http://127.0.0.1:{self.ports['QUERY']}"
+        self.otlp = f"http://127.0.0.1:{self.ports['OTLP']}"
+        self.health = f"http://127.0.0.1:{self.ports['HEALTH']}/status"
+        self._http = httpx.Client(base_url=self.url, timeout=10)
+
+    @contextmanager
+    def serve(self, folder: Path) -> Iterator[Jaeger]:
+        """Run until the block ends."""
+        program = find("jaeger", "run .ci/install-jaeger (needs Go), or put Jaeger v2's binary on PATH")
+        environ = {f"JAEGER_{name}_PORT": str(port) for name, port in self.ports.items()}
+        with running([program, "--config", str(JAEGER)], folder, environ) as log, self._http:
+            _ready(self.health, log)
+            _ready(self.url + "/api/services", log)
+            yield self
+
+    def services(self) -> list[str]:
+        """The services that it has spans of."""
+        names: list[str] = self._http.get("/api/services").json()["data"]
+        return names
+
+    def spans(self, trace_id: str, count: int = 1) -> list[dict[str, Any]]:
+        """A trace's spans, once there are `count`; ids, names and `tags` as a dict."""
+
+        def complete() -> list[dict[str, Any]] | None:
+            answer = self._http.get(f"/api/traces/{trace_id}")
+            if answer.status_code != 200:
+                return None
+            spans: list[dict[str, Any]] = answer.json()["data"][0]["spans"]
+            return (
+                [s | {"tags": {t["key"]: t["value"] for t in s["tags"]}} for s in spans]
+                if len(spans) >= count
+                else None
+            )
+
+        return poll(complete, what=f"{count} spans of trace {trace_id}")
+
+
+class Prometheus:
+    """The project's Prometheus configuration and command line in a real Prometheus, scraping `target` every second."""
+
+    def __init__(self, target: str, token: str) -> None:
+        self._target, self._token = target, token
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self._listen = f"--web.listen-address=127.0.0.1:{port}"
+        self._http = httpx.Client(base_url=self.url, timeout=10)
+
+    def configure(self, folder: Path) -> Path:
+        """The configuration with this test's addresses in place of the containers'."""
+        (folder / "token").write_text(self._token)
+        text = PROMETHEUS.read_text(encoding="utf-8")
+        for shipped, here in (
+            ("gateway:8000", self._target),
+            ("/run/secrets/metrics_token", str(folder / "token")),
+            ("scrape_interval: 5s", "scrape_interval: 1s"),
+            ("scrape_timeout: 4s", "scrape_timeout: 1s"),
+        ):
+            assert shipped in text
+            text = text.replace(shipped, here)
+        written = folder / "prometheus.yml"
+        written.write_text(text)
+        return written
+
+    @contextmanager
+    def serve(self, folder: Path) -> Iterator[Prometheus]:
+        """Run until the block ends."""
+        program = find("prometheus", "apt-get install prometheus")
+        places = {
+            "--config.file=/etc/prometheus/prometheus.yml": f"--config.file={self.configure(folder)}",
+            "--storage.tsdb.path=/prometheus": f"--storage.tsdb.path={folder / 'data'}",
+        }
+        flags = [places.pop(flag, flag) for flag in service("prometheus")["command"]]
+        assert not places
+        with running([program, *flags, self._listen], folder) as log, self._http:
+            _ready(self.url + "/-/ready", log)
+            yield self
+
+    def get(self, path: str, **parameters: str | float) -> Any:
+        """The `data` of one API answer."""
+        answer = self._http.get(f"/api/v1/{path}", params=parameters)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["data"]
+
+    def values(self, expr: str) -> list[float]:
+        """Every value of an instant query."""
+        return [float(row["value"][1]) for row in self.get("query", query=expr)["result"]]
+
+    def by(self, label: str, expr: str) -> dict[str, float]:
+        """An instant query's values by one label."""
+        return {row["metric"].get(label, ""): float(row["value"][1]) for row in self.get("query", query=expr)["result"]}
