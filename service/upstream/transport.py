@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from typing import cast
@@ -17,6 +18,7 @@ import aiohttp
 import certifi
 import httpx
 from aiohttp import hdrs
+from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from service.errors import (
@@ -47,8 +49,10 @@ class Transport(httpx.AsyncBaseTransport):
     def __init__(self, *, proxy: str | None = None, ca_file: str = "") -> None:
         self._proxy = proxy
         context = ssl.create_default_context(cafile=ca_file or certifi.where())
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=15, ttl_dns_cache=60, ssl=context)
+        connector._factory = functools.partial[ResponseHandler](_Protocol, loop=asyncio.get_running_loop())
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15, ttl_dns_cache=60, ssl=context),
+            connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=_NOT_OURS_TO_ADD,
             auto_decompress=False,
@@ -73,7 +77,7 @@ class Transport(httpx.AsyncBaseTransport):
                     data=_body(request),
                     allow_redirects=False,
                     proxy=self._proxy,
-                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeouts["connect"]),
+                    timeout=aiohttp.ClientTimeout(total=None, connect=timeouts["connect"]),
                 )
         if response.connection is not None and response.connection.protocol is not None:
             response.connection.protocol.read_timeout = timeouts["idle"]
@@ -89,6 +93,16 @@ class Transport(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Close every connection."""
         await self._session.close()
+
+
+class _Protocol(ResponseHandler):
+    """aiohttp's, except that a body whose framing breaks (a chunk size that is no number) fails and does not hang for ever."""
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        body = self._payload
+        super().connection_lost(exc)
+        if body is not None and not body.is_eof() and body.exception() is None:
+            body.set_exception(aiohttp.ClientPayloadError("the connection ended inside the body"))
 
 
 class _Body(httpx.AsyncByteStream):
