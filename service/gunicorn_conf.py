@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import secrets
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,8 @@ from service.settings import Settings
 from service.worker import Order, Worker
 
 Load = Callable[[], Settings]
+
+_STOPS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
 
 
 def options(settings: Settings) -> dict[str, Any]:
@@ -75,6 +78,14 @@ class Logger(StockLogger):  # type: ignore[misc]
 class Arbiter(StockArbiter):  # type: ignore[misc]
     """gunicorn's master; it tells its workers whether a SIGTERM means stop, and survives a reload with bad settings."""
 
+    _reloading = False
+    _told_to_stop = False
+
+    def signal(self, sig: int, frame: Any) -> None:
+        """Signal handler: queues, no more."""
+        self._told_to_stop = self._told_to_stop or sig in _STOPS
+        super().signal(sig, frame)
+
     def stop(self, graceful: bool = True) -> None:
         """Stop all workers within the grace."""
         for worker in self.WORKERS.values():
@@ -88,7 +99,23 @@ class Arbiter(StockArbiter):  # type: ignore[misc]
         except SettingsError as error:
             self.log.error("reload refused, the old settings stay in force: %s", error)
             return
-        super().reload()
+        self._reloading = True
+        try:
+            super().reload()
+        except _StopWanted:
+            self.log.info("told to stop while old workers finish")  # the main loop finds the signal in its queue
+        finally:
+            self._reloading = False
+
+    def reap_workers(self) -> None:
+        """Also where a reload, which waits up to a whole grace for its old workers, sees that it must stop instead."""
+        super().reap_workers()
+        if self._reloading and self._told_to_stop:
+            raise _StopWanted
+
+
+class _StopWanted(Exception):
+    """Leaves gunicorn's wait in a reload."""
 
 
 class Application(BaseApplication):  # type: ignore[misc]

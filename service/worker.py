@@ -79,7 +79,8 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         for sock in self.sockets:
             server = await self.loop.create_server(lambda: ASGIProtocol(self), sock=sock.sock, backlog=self.cfg.backlog)
             self.servers.append(server)
-        while self.alive:  # type: ignore[has-type]
+        # The order too: between the fork and its handlers a worker loses every signal.
+        while self.alive and self._order[0] == Order.SERVE:  # type: ignore[has-type]
             await self._beat()
             if self.ppid != os.getppid():
                 self.log.info("the master is gone; worker %s stops", self.pid)
