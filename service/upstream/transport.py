@@ -50,7 +50,9 @@ class Transport(httpx.AsyncBaseTransport):
         self._proxy = proxy
         context = ssl.create_default_context(cafile=ca_file or certifi.where())
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=15, ttl_dns_cache=60, ssl=context)
-        connector._factory = functools.partial[ResponseHandler](_Protocol, loop=asyncio.get_running_loop())
+        connector._factory = functools.partial(  # type: ignore[assignment]  # a subclass
+            _Protocol, loop=asyncio.get_running_loop()
+        )
         self._session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
