@@ -122,7 +122,13 @@ ATTEMPT_REASONS = ("ok", "http_error", "not_sent", "no_answer", "timeout", "died
 SIGNALS = ("spans", "logs")
 """What leaves the process by itself (`signal` label)."""
 
-LOSSES = (("spans", "export_failed"), ("logs", "queue_full"), ("logs", "write_failed"))
+LOSSES = (
+    ("spans", "queue_full"),
+    ("spans", "export_failed"),
+    ("spans", "encode_failed"),
+    ("logs", "queue_full"),
+    ("logs", "write_failed"),
+)
 """What can be lost and why: these series stand at 0 from the start, or Prometheus' rate() would miss the first loss."""
 
 DROP_REASONS = frozenset(reason for _, reason in LOSSES)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import platform
-import threading
 import time
 from collections.abc import Set
 from dataclasses import dataclass
 
-from opentelemetry.sdk.trace import TracerProvider
 from prometheus_client import CollectorRegistry
 from structlog.typing import FilteringBoundLogger
 
@@ -23,15 +21,11 @@ class Telemetry:
     tracing: tracing.Tracing
     log: FilteringBoundLogger
     _writer: logs.LineWriter | None
-    _provider: TracerProvider
 
     def stop(self, timeout: float) -> None:
         """Flush spans and log lines; blocks at most `timeout` seconds in all."""
-        # A daemon thread, because a dead backend must not hold the process: shutdown() itself has no bound.
-        flush = threading.Thread(target=self._provider.shutdown, name="span-flush", daemon=True)
-        flush.start()
         deadline = time.monotonic() + timeout
-        flush.join(timeout * 0.75)
+        self.tracing.stop(timeout * 0.75)
         if self._writer is not None:
             self._writer.close(max(0.05, deadline - time.monotonic()))
 
@@ -40,7 +34,7 @@ def start(
     *,
     service_name: str,
     version: str,
-    otlp_endpoint: str,
+    traces: tracing.Options,
     log_level: str,
     routes: Set[str],
     models: Set[str],
@@ -63,11 +57,11 @@ def start(
     writer = None
     if stdout is not None:
         writer = logs.LineWriter(stdout, lambda reason, n: dropped("logs", reason, n), lambda: succeeded("logs"))
-    provider = tracing.make_provider(
-        service_name, version, otlp_endpoint, lambda: succeeded("spans"), lambda reason, n: dropped("spans", reason, n)
+    traced = tracing.Tracing(
+        service_name, version, traces, lambda: succeeded("spans"), lambda reason, n: dropped("spans", reason, n)
     )
     log = logs.install(writer.write if writer is not None else _nowhere, log_level)
-    return Telemetry(made, tracing.Tracing(provider, version), log, writer, provider)
+    return Telemetry(made, traced, log, writer)
 
 
 def _nowhere(_line: bytes) -> None:

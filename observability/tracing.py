@@ -1,78 +1,73 @@
-"""Spans: the provider, the export that counts its losses, and the few spans that no instrumentation makes."""
+"""Spans: the provider, and the few spans that no instrumentation makes."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from opentelemetry import propagate
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
 from observability import catalog
+from observability.export import Drop, SpanQueue
+from observability.sampling import HeadSampler
 
 Attributes = Mapping[str, AttributeValue | None]
 
 
-class CountingExporter(SpanExporter):
-    """Hands spans to `inner` and tells how it went; never raises."""
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How traces are kept and sent: share of trace ids and traces a second taken at the head, the OTLP/HTTP base address
+    (empty: nothing leaves), spans that may wait, seconds between exports, seconds from which a request is slow. `off` makes
+    no spans at all."""
 
-    def __init__(
-        self, inner: SpanExporter, on_success: Callable[[], None], on_drop: Callable[[str, int], None]
-    ) -> None:
-        self._inner = inner
-        self._on_success, self._on_drop = on_success, on_drop
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Export a batch; whatever goes wrong is a failure that has been counted."""
-        try:
-            result = self._inner.export(spans)
-        except Exception:  # noqa: BLE001 counted; an exporter's bug must not stop the export thread
-            result = SpanExportResult.FAILURE
-        if result is SpanExportResult.SUCCESS:
-            self._on_success()
-        else:
-            self._on_drop("export_failed", len(spans))
-        return result
-
-    def shutdown(self) -> None:
-        """Close the connection."""
-        self._inner.shutdown()
-
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Nothing is held here."""
-        return self._inner.force_flush(timeout_millis)
-
-
-def make_provider(
-    service_name: str, version: str, endpoint: str, on_success: Callable[[], None], on_drop: Callable[[str, int], None]
-) -> TracerProvider:
-    """A provider that exports over OTLP/HTTP to `endpoint`, or nowhere when it is empty.
-
-    Only W3C trace context is read and written: incoming `baggage` is the client's own and does not go upstream.
-    """
-    propagate.set_global_textmap(TraceContextTextMapPropagator())
-    resource = Resource.create(
-        {"service.name": service_name, "service.version": version, "service.instance.id": str(uuid.uuid4())}
-    )
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    if endpoint:
-        exporter = CountingExporter(OTLPSpanExporter(endpoint=f"{endpoint}/v1/traces"), on_success, on_drop)
-        provider.add_span_processor(BatchSpanProcessor(exporter))
-    return provider
+    ratio: float = 1.0
+    per_second: float = 100.0
+    endpoint: str = ""
+    queue: int = 8192
+    delay: float = 1.0
+    slow: float = 60.0
+    off: bool = False
 
 
 class Tracing:
-    """Starts and ends the spans that are ours. Attributes whose value is None are left out: unknown is absent."""
+    """Makes the provider, starts and ends the spans that are ours.
 
-    def __init__(self, provider: TracerProvider, version: str) -> None:
-        self.provider = provider
-        self._tracer: Tracer = provider.get_tracer("claude-proxy", version)
+    Attributes whose value is None are left out: unknown is absent. Only W3C trace context is read and written: incoming
+    `baggage` is the client's own and does not go upstream.
+    """
+
+    def __init__(
+        self, service_name: str, version: str, options: Options, on_success: Callable[[], None], on_drop: Drop
+    ) -> None:
+        self.slow = options.slow
+        propagate.set_global_textmap(TraceContextTextMapPropagator())
+        resource = Resource.create(
+            {"service.name": service_name, "service.version": version, "service.instance.id": str(uuid.uuid4())}
+        )
+        exporter = OTLPSpanExporter(endpoint=f"{options.endpoint}/v1/traces") if options.endpoint else None
+        self._queue = SpanQueue(
+            exporter, bound=options.queue, delay=options.delay, on_success=on_success, on_drop=on_drop
+        )
+        sampler = ALWAYS_OFF if options.off else HeadSampler(options.ratio, options.per_second, self._queue)
+        self.provider = TracerProvider(resource=resource, sampler=sampler, shutdown_on_exit=False)
+        self.provider.add_span_processor(self._queue)
+        self._tracer: Tracer = self.provider.get_tracer("claude-proxy", version)
+
+    def stop(self, timeout: float) -> None:
+        """Export what waits, within `timeout` seconds."""
+        self._queue.shutdown(timeout)
+
+    def keep(self, span: Span, *, upgrade: bool) -> bool:
+        """Whether the trace of `span` will be exported; `upgrade` says that it is worth it whatever the head decided."""
+        return self._queue.keep(span, upgrade=upgrade)
 
     def start_inference(self, operation: str, model: str, attributes: Attributes) -> Span:
         """The CLIENT span of one provider call, `chat claude-opus-5-5`; it lasts until the last chunk."""

@@ -12,6 +12,7 @@ import service
 from observability.exposition import Exposition, Place
 from observability.lag import LagMonitor
 from observability.start import Telemetry, start
+from observability.tracing import Options
 from service.account.closing import Closing
 from service.pipeline import Pipeline
 from service.settings import Settings
@@ -86,8 +87,21 @@ def start_telemetry(settings: Settings) -> Telemetry:
     return start(
         service_name=settings.service_name,
         version=service.__version__,
-        otlp_endpoint=settings.otlp_endpoint,
+        traces=_trace_options(settings),
         log_level=settings.log_level,
         routes=ROUTES,
         models=anthropic.MODELS,
+    )
+
+
+def _trace_options(settings: Settings) -> Options:
+    ratio = settings.sampler_ratio if "ratio" in settings.sampler else 1.0
+    return Options(
+        ratio=0.0 if settings.sampler == "parentbased_always_off" else ratio,
+        per_second=settings.traces_per_second,
+        endpoint=settings.otlp_endpoint,
+        queue=settings.export_queue,
+        delay=settings.export_delay_ms / 1000,
+        slow=settings.trace_slow,
+        off=settings.sampler == "always_off",
     )

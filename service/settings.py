@@ -51,6 +51,20 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _positive(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise ValueError("a number above 0")
+    return value
+
+
+def _ratio(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError("a number from 0 to 1")
+    return value
+
+
 def _count(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         value = int(text)
@@ -135,6 +149,12 @@ TABLE: tuple[Setting, ...] = (
     Setting("CLAUDE_PROXY_KEEPALIVE", "keepalive", _count(1, 3600), "75", "Seconds an idle client connection is kept."),
     Setting("OTEL_SERVICE_NAME", "service_name", _text, "claude-proxy", "`service.name` of the spans."),
     Setting("OTEL_EXPORTER_OTLP_ENDPOINT", "otlp_endpoint", _url, "", "Base address of an OTLP/HTTP receiver, e.g. `http://127.0.0.1:4318`. Empty: no spans leave. The SDK's other `OTEL_*` variables work as documented there."),
+    Setting("OTEL_TRACES_SAMPLER", "sampler", _choice("parentbased_always_on", "parentbased_traceidratio", "always_on", "traceidratio", "parentbased_always_off", "always_off"), "parentbased_always_on", "Head decision on traces whose caller sent none; the `…ratio` ones take the share in `OTEL_TRACES_SAMPLER_ARG`. What is not taken is still kept when it ends in an error, a 429, a retry or slowly. `always_off`: no spans at all."),
+    Setting("OTEL_TRACES_SAMPLER_ARG", "sampler_ratio", _ratio, "1", "Share of trace ids from 0 to 1, for the `…ratio` samplers."),
+    Setting("CLAUDE_PROXY_TRACES_PER_SECOND", "traces_per_second", _positive, "100", "Most traces a second that the head decision takes, per worker."),
+    Setting("CLAUDE_PROXY_TRACE_SLOW", "trace_slow", _seconds, "60", "Seconds from which a request is slow, so that its trace is kept."),
+    Setting("OTEL_BSP_SCHEDULE_DELAY", "export_delay_ms", _count(10, 60_000), "1000", "Milliseconds between span exports."),
+    Setting("OTEL_BSP_MAX_QUEUE_SIZE", "export_queue", _count(128, 1_000_000), "8192", "Spans that may wait for export (about 4 KB each); traces beyond are dropped and counted."),
     Setting("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "capture_content", _choice("NO_CONTENT"), "NO_CONTENT", "Prompts are never recorded; other values are refused until they work."),
     Setting("HTTPS_PROXY", "proxy", _url, "", "Forward proxy to the provider; `HTTP_PROXY` and `NO_PROXY` are honoured too."),
     Setting("SSL_CERT_FILE", "ca_file", _text, "", "CA bundle for the provider's certificate. Empty: certifi's."),
@@ -164,6 +184,12 @@ class Settings:
     keepalive: int
     service_name: str
     otlp_endpoint: str
+    sampler: str
+    sampler_ratio: float
+    traces_per_second: float
+    trace_slow: float
+    export_delay_ms: int
+    export_queue: int
     capture_content: str
     ca_file: str
     proxy: str | None = field(repr=False)

@@ -7,10 +7,10 @@ import secrets
 from collections.abc import Callable
 
 from opentelemetry import trace
-from opentelemetry.trace import Span, SpanContext
+from opentelemetry.trace import Span
 
 from observability import catalog
-from observability.catalog import Attr, Outcome
+from observability.catalog import Attr, Fault, Outcome
 from observability.tracing import Attributes, Tracing
 from service.account.closing import Closing
 from service.lifetime import Lifetime
@@ -162,7 +162,7 @@ class Exchange:
             route=self.route,
             outcome=outcome,
             timings=timings,
-            trace=_trace(span.get_span_context()),
+            trace=self._trace(span, outcome, call, timings),
             provider=call.provider if call is not None else self.provider,
             operation=None if call is None else call.operation,
             model=call.model if call is not None else self.model,
@@ -176,8 +176,15 @@ class Exchange:
             client=self.client,
         )
 
-
-def _trace(context: SpanContext) -> Trace:
-    return Trace(
-        trace.format_trace_id(context.trace_id), trace.format_span_id(context.span_id), context.trace_flags.sampled
-    )
+    def _trace(self, span: Span, outcome: Outcome, call: Call | None, timings: Timings) -> Trace:
+        """The ids, and whether the trace is kept: its end may upgrade what the head decided."""
+        attempts = call.attempts if call is not None else []
+        upgrade = (
+            catalog.OUTCOMES[outcome][0] in (Fault.US, Fault.PROVIDER)
+            or len(attempts) > 1
+            or any(attempt.limit for attempt in attempts)
+            or timings.total > self._tracing.slow
+        )
+        context = span.get_span_context()
+        kept = self._tracing.keep(span, upgrade=upgrade)
+        return Trace(trace.format_trace_id(context.trace_id), trace.format_span_id(context.span_id), kept)

@@ -1,0 +1,144 @@
+"""Spans on their way out: held until their request has ended, then queued whole or dropped whole, exported by a thread.
+
+A trace is promised (`keep`) only when the queue has room for it, so an exemplar never leads to a trace that was lost to
+a full queue. What is lost is counted, by reason.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from opentelemetry import trace
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context, attach, set_value
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+BATCH = 128
+"""Spans per export: encoding them holds the interpreter for some ten milliseconds, no longer."""
+_SPARE = 8
+"""Room promised for spans of a kept trace that have not ended yet."""
+
+Drop = Callable[[str, int], None]
+
+
+class _Local:
+    """The spans of one request: a local root and what began under it in this process."""
+
+    __slots__ = ("decided", "ended", "ids", "kept", "reserved", "root")
+
+    def __init__(self, root: int) -> None:
+        self.root = root
+        self.ids: list[int] = []
+        self.ended: list[ReadableSpan] = []
+        self.decided = self.kept = False
+        self.reserved = 0
+
+
+class SpanQueue(SpanProcessor):
+    """The provider's only span processor. Without an exporter decisions are the same and nothing leaves."""
+
+    def __init__(
+        self, exporter: SpanExporter | None, *, bound: int, delay: float, on_success: Callable[[], None], on_drop: Drop
+    ) -> None:
+        self._exporter = exporter
+        self._bound, self._delay = bound, delay
+        self._on_success, self._on_drop = on_success, on_drop
+        self._open: dict[int, _Local] = {}
+        self._queue: deque[ReadableSpan] = deque()
+        self._reserved = 0
+        self._lock = threading.Lock()  # under a WSGI server requests run in threads
+        self._wake = threading.Event()
+        self._closing = False
+        self._thread: threading.Thread | None = None
+        if exporter is not None:
+            self._thread = threading.Thread(target=self._run, name="span-export", daemon=True)
+            self._thread.start()
+
+    def keep(self, span: trace.Span, *, upgrade: bool) -> bool:
+        """Decide on the trace of `span`, once: True if it is sampled or upgraded and the queue has room for it."""
+        context = span.get_span_context()
+        local = self._open.get(context.span_id)
+        if local is None:
+            return False
+        if local.kept or not (upgrade or context.trace_flags.sampled):
+            return local.kept
+        local.decided = True
+        wanted = len(local.ended) + _SPARE
+        with self._lock:
+            if len(self._queue) + self._reserved + wanted <= self._bound:
+                local.kept, local.reserved = True, wanted
+                self._reserved += wanted
+        return local.kept
+
+    def is_upgraded(self, span_id: int) -> bool:
+        """Whether the open trace of this span has been promised already."""
+        local = self._open.get(span_id)
+        return local is not None and local.kept
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """The SDK's hook: a span under one of ours joins its request, any other begins one."""
+        own = span.get_span_context().span_id
+        parent = trace.get_current_span(parent_context).get_span_context()
+        local = self._open.get(parent.span_id) if parent.is_valid and not parent.is_remote else None
+        if local is None:
+            local = _Local(own)
+        local.ids.append(own)
+        self._open[own] = local
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """The SDK's hook: hold the span; at the end of its request let all of them go."""
+        context = span.get_span_context()
+        local = self._open.get(context.span_id) if context is not None else None
+        if local is None or context is None:
+            return
+        local.ended.append(span)
+        if local.root != context.span_id:
+            return
+        if not local.decided and context.trace_flags.sampled:  # a root that no closing act spoke for
+            self.keep(trace.NonRecordingSpan(context), upgrade=False)
+        for span_id in local.ids:
+            self._open.pop(span_id, None)
+        with self._lock:
+            self._reserved -= local.reserved
+            if local.kept and self._exporter is not None:
+                self._queue.extend(local.ended)
+        if len(self._queue) >= BATCH and not self._wake.is_set():
+            self._wake.set()
+        if local.decided and not local.kept:
+            self._on_drop("queue_full", len(local.ended))
+
+    def shutdown(self, timeout: float = 30.0) -> None:
+        """Export what waits, for at most `timeout` seconds; the rest is counted as lost."""
+        self._closing = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(timeout)
+        if lost := len(self._queue):
+            self._on_drop("export_failed", lost)
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Wake the export; does not wait."""
+        self._wake.set()
+        return True
+
+    def _run(self) -> None:
+        attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
+        while not self._closing:
+            self._wake.wait(self._delay)
+            self._wake.clear()
+            while self._queue:
+                self._export([self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))])
+
+    def _export(self, batch: list[ReadableSpan]) -> None:
+        assert self._exporter is not None
+        try:
+            result = self._exporter.export(batch)
+        except Exception:  # noqa: BLE001 counted; an exporter's bug must not stop the thread
+            self._on_drop("encode_failed", len(batch))
+            return
+        if result is SpanExportResult.SUCCESS:
+            self._on_success()
+        else:
+            self._on_drop("export_failed", len(batch))
