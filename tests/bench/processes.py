@@ -137,7 +137,11 @@ class Gateway(Child):
         )
         self._last_output: deque[bytes] = deque(maxlen=64)
         threading.Thread(target=self._read, daemon=True).start()
-        self._wait_until_ready()
+        try:
+            self._wait_until_ready()
+        except BaseException:  # nobody else can stop it yet, and the signal that stops a run may come here
+            self.__exit__(None, None, None)
+            raise
         self.ready_seconds = time.monotonic() - began
         self._worker = machine.children(self.process.pid)[0]
 
@@ -161,7 +165,6 @@ class Gateway(Child):
             except (OSError, http.client.HTTPException):
                 pass
             time.sleep(0.005)
-        self.__exit__(None, None, None)
         raise RuntimeError(
             "the gateway did not get ready:\n" + b"".join(self._last_output).decode(errors="replace")[-2000:]
         )
