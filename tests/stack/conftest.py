@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,13 +24,17 @@ TOKEN = "stack-test-token"
 
 @dataclass
 class Stack:
-    """The running servers; `sent` counts the requests of both rounds by their expected outcome."""
+    """The running servers; `sent` counts the requests of both rounds by their expected outcome.
+
+    `at` is when Prometheus had seen them all: queries are run for that moment, however long the tests take.
+    """
 
     gateway: Gateway
     jaeger: Jaeger
     prometheus: Prometheus
     folder: Path
     sent: Counter[str] = field(default_factory=Counter)
+    at: float = 0.0
 
     def metrics(self, accept: str = "text/plain") -> httpx.Response:
         """`/metrics` as Prometheus asks for it."""
@@ -71,7 +76,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 def _wait_for_scrape(stack: Stack) -> None:
     def counted() -> bool:
-        seen = stack.prometheus.by("outcome", "sum by (outcome) (claude_proxy_requests_total)")
+        stack.at = time.time()
+        seen = stack.prometheus.by("outcome", "sum by (outcome) (claude_proxy_requests_total)", stack.at)
         assert seen == dict(stack.sent)
         return True
 

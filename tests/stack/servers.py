@@ -146,10 +146,11 @@ class Prometheus:
         assert answer.status_code == 200, answer.text
         return answer.json()["data"]
 
-    def values(self, expr: str) -> list[float]:
-        """Every value of an instant query."""
-        return [float(row["value"][1]) for row in self.get("query", query=expr)["result"]]
+    def values(self, expr: str, at: float) -> list[float]:
+        """Every value of an instant query at a Unix time."""
+        return [float(row["value"][1]) for row in self.get("query", query=expr, time=at)["result"]]
 
-    def by(self, label: str, expr: str) -> dict[str, float]:
-        """An instant query's values by one label."""
-        return {row["metric"].get(label, ""): float(row["value"][1]) for row in self.get("query", query=expr)["result"]}
+    def by(self, label: str, expr: str, at: float) -> dict[str, float]:
+        """The same by one label."""
+        rows = self.get("query", query=expr, time=at)["result"]
+        return {row["metric"].get(label, ""): float(row["value"][1]) for row in rows}

@@ -63,18 +63,19 @@ def test_the_metrics_page_is_closed_without_the_token(stack: Stack) -> None:
 
 
 def test_prometheus_scrapes_the_gateway_with_the_token(stack: Stack) -> None:
-    assert stack.prometheus.by("job", "up") == {"claude-proxy": 1}
+    assert stack.prometheus.by("job", "up", stack.at) == {"claude-proxy": 1}
     (target,) = stack.prometheus.get("targets")["activeTargets"]
     assert target["lastError"] == ""
 
 
 def test_prometheus_counts_every_request_under_the_outcome_it_had(stack: Stack) -> None:
-    assert stack.prometheus.by("outcome", "sum by (outcome) (claude_proxy_requests_total)") == dict(stack.sent)
+    counted = stack.prometheus.by("outcome", "sum by (outcome) (claude_proxy_requests_total)", stack.at)
+    assert counted == dict(stack.sent)
 
 
 def test_histogram_and_counter_agree_and_only_the_open_stream_is_in_flight(stack: Stack) -> None:
-    assert stack.prometheus.values("sum(claude_proxy_request_duration_seconds_count)") == [stack.sent.total()]
-    assert stack.prometheus.values("sum(claude_proxy_in_flight_requests)") == [1]
+    assert stack.prometheus.values("sum(claude_proxy_request_duration_seconds_count)", stack.at) == [stack.sent.total()]
+    assert stack.prometheus.values("sum(claude_proxy_in_flight_requests)", stack.at) == [1]
 
 
 @pytest.mark.parametrize("series", WITH_EXEMPLARS)
@@ -112,7 +113,7 @@ def test_jaeger_knows_the_gateway_by_its_service_name(stack: Stack) -> None:
 
 @pytest.mark.parametrize("query", [pytest.param(query, id=query.where) for query in all_queries()])
 def test_a_query_that_we_ship_has_data(stack: Stack, query: Query) -> None:
-    values = stack.prometheus.values(query.plain)
+    values = stack.prometheus.values(query.plain, stack.at)
     assert [value for value in values if math.isfinite(value)], query.plain
     if not any(title in query.where for title in ZERO_IS_WELL):
         assert any(math.isfinite(value) and value > 0 for value in values), query.plain
@@ -121,7 +122,7 @@ def test_a_query_that_we_ship_has_data(stack: Stack, query: Query) -> None:
 def test_a_chosen_model_and_route_narrow_the_panels(stack: Stack) -> None:
     expr = 'sum by (gen_ai_request_model) (claude_proxy_requests_total{http_route=~"$route", gen_ai_request_model=~"$model"})'
     chosen = Query("", expr.replace("$route", "/v1/messages").replace("$model", MODELS[1]))
-    assert set(stack.prometheus.by("gen_ai_request_model", chosen.plain)) == {MODELS[1]}
+    assert set(stack.prometheus.by("gen_ai_request_model", chosen.plain, stack.at)) == {MODELS[1]}
 
 
 def test_the_image_s_health_check_tells_a_ready_gateway_from_none(stack: Stack) -> None:
