@@ -119,8 +119,11 @@ class _Body(httpx.AsyncByteStream):
 
     async def __anext__(self) -> bytes:
         """Raises `DiedMidBody` or `Stalled`."""
+        content = self._response.content
+        if content.exception() is not None and content._buffer:
+            return content._read_nowait(-1)  # what came before the end came; readany() would drop it
         try:
-            chunk = await self._response.content.readany()
+            chunk = await content.readany()
         except aiohttp.SocketTimeoutError as error:
             raise Stalled(f"the provider sent nothing for {self._idle:g} s in the middle of its answer") from error
         except (aiohttp.ClientError, OSError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -31,7 +32,7 @@ class Held:
         self.release = threading.Event()
 
     def __call__(self, connection: socket.socket, seen: Seen) -> None:
-        if b'"stream": true' not in seen.body:
+        if not json.loads(seen.body).get("stream"):
             connection.sendall(answer("200 OK", claude.MESSAGE, "content-type: application/json"))
             return
         claude.send_events(connection, [FIRST])

@@ -121,7 +121,11 @@ class Gateway(Process):
             "PYTHONUNBUFFERED": "1",
         }
         merged = {key: value for key, value in (defaults | environ).items() if value != ""}
-        super().__init__(["-m", "service.cli", "serve", "--env-file", os.devnull], merged)
+        super().__init__(self.arguments(), merged)
+
+    def arguments(self) -> list[str]:
+        """What Python is to run."""
+        return ["-m", "service.cli", "serve", "--env-file", os.devnull]
 
     def __enter__(self) -> Gateway:
         poll(self._ready, what="the gateway to be ready", seconds=20)
@@ -171,6 +175,16 @@ class Gateway(Process):
         path = f"/proc/{self.process.pid}/task/{self.process.pid}/children"
         with open(path) as children:
             return [int(pid) for pid in children.read().split()]
+
+
+class WsgiGateway(Gateway):
+    """The same under gunicorn's threaded WSGI worker."""
+
+    def arguments(self) -> list[str]:
+        """As its documentation says."""
+        bind = f"127.0.0.1:{self.port}"
+        options = ["-k", "gthread", "--threads", "8", "--no-control-socket", "-b", bind]
+        return ["-m", "gunicorn", *options, "service.wsgi:application()"]
 
 
 @contextmanager
