@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
@@ -36,7 +37,6 @@ class LineWriter:
         self._bound = bound
         self._lines: deque[bytes] = deque()
         self._wake = threading.Event()
-        self._written = threading.Event()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
@@ -131,7 +131,7 @@ class _Handler(logging.Handler):
             "event": catalog.LogEvent.LOG,
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _message(record),
         }
         if record.exc_info:
             fields["exception"] = _formatter.formatException(record.exc_info)
@@ -151,5 +151,15 @@ def _trace_ids(_logger: Any, _method: str, fields: MutableMapping[str, Any]) -> 
     return fields
 
 
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception:  # noqa: BLE001 a library's mistake in its own log call must not raise into a request
+        return str(record.msg)
+
+
 def _render(_logger: Any, _method: str, fields: Mapping[str, Any]) -> bytes:
-    return _encode(fields) + b"\n"
+    try:
+        return _encode(fields) + b"\n"
+    except (UnicodeEncodeError, OverflowError):  # a lone surrogate, an integer beyond 64 bits
+        return json.dumps(fields, default=str).encode() + b"\n"
