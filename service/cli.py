@@ -15,7 +15,7 @@ from dotenv import dotenv_values
 
 import service
 from observability import catalog
-from service import settings
+from service import parse, settings
 from service.errors import SettingsError
 from service.simulator import command as simulate
 from service.web.auth import hash_key
@@ -156,7 +156,7 @@ def _key(arguments: argparse.Namespace) -> int:
     key = f"cpk-{secrets.token_urlsafe(32)}"
     entry = f"{arguments.name}:{hash_key(key)}"
     try:
-        settings.parse_client_keys(entry)
+        parse.client_keys(entry)
     except ValueError:
         raise SettingsError("name: letters, digits, dot, dash and underscore only, at most 64") from None
     print(f"key (shown once, give it to the client): {key}\nentry for CLAUDE_PROXY_CLIENT_KEYS:         {entry}")

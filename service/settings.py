@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
-import re
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,20 +15,14 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from service import parse
 from service.errors import SettingsError
+from service.parse import ClientKey as ClientKey
 
 PREFIX = "CLAUDE_PROXY_"
 
 # The instrumentation packages still default to the names of before HTTP semconv became stable, and read this once.
 os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http")
-
-
-@dataclass(frozen=True, slots=True)
-class ClientKey:
-    """A named key a client may come in with; only its SHA-256 is kept, as lower-case hex."""
-
-    name: str
-    sha256: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,120 +37,35 @@ class Setting:
     secret: bool = False
 
 
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 86_400:
-        raise ValueError("seconds between 0 and 86400")
-    return value
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise ValueError("a number above 0")
-    return value
-
-
-def _ratio(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise ValueError("a number from 0 to 1")
-    return value
-
-
-def _count(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        value = int(text)
-        if not low <= value <= high:
-            raise ValueError(f"a whole number from {low} to {high}")
-        return value
-
-    return parse
-
-
-def _choice(*allowed: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in allowed:
-            raise ValueError("one of " + ", ".join(filter(None, allowed)))
-        return text
-
-    return parse
-
-
-def _url(text: str) -> str:
-    expected = "an http:// or https:// address without query"
-    try:
-        parts = urlsplit(text)
-        _ = parts.port  # read to be checked
-    except ValueError:
-        raise ValueError(expected) from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError(expected)
-    return text.rstrip("/")
-
-
-def _bind(text: str) -> str:
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65_535:
-        raise ValueError("HOST:PORT")
-    return text
-
-
-def _text(text: str) -> str:
-    return text
-
-
-def _key(text: str) -> str:
-    if not text or not text.isascii() or not text.isprintable() or " " in text:
-        raise ValueError("one line of printable ASCII without spaces")
-    return text
-
-
-_CLIENT_KEY = re.compile(r"([A-Za-z0-9_.-]{1,64}):([0-9a-fA-F]{64})")
-
-
-def parse_client_keys(text: str) -> tuple[ClientKey, ...]:
-    """`NAME:SHA256` entries. Raises `ValueError` that says which one is wrong, without quoting it."""
-    keys: dict[str, ClientKey] = {}
-    for number, entry in enumerate(filter(None, re.split(r"[,\s]+", text)), 1):
-        match = _CLIENT_KEY.fullmatch(entry)
-        if match is None:
-            raise ValueError(f"NAME:SHA256 entries; number {number} is not (make one with: claude-proxy key NAME)")
-        if match[1] in keys:
-            raise ValueError(f"each name once; {match[1]!r} is there twice")
-        keys[match[1]] = ClientKey(match[1], match[2].lower())
-    return tuple(keys.values())
-
-
 TABLE: tuple[Setting, ...] = (
-    Setting("CLAUDE_PROXY_BIND", "bind", _bind, "127.0.0.1:8000", "Address to listen on. Anything but loopback needs client keys."),
-    Setting("CLAUDE_PROXY_WORKERS", "workers", _count(1, 64), "1", "Worker processes."),
-    Setting("CLAUDE_PROXY_LOG_LEVEL", "log_level", _choice("debug", "info", "warning", "error"), "info", "Least severe log line written."),
-    Setting("ANTHROPIC_API_KEY", "anthropic_api_key", _key, "", "Provider key for Claude; `CLAUDE_API_KEY` is read too.", True),
-    Setting("CLAUDE_PROXY_ANTHROPIC_BASE_URL", "anthropic_base_url", _url, "https://api.anthropic.com", "Where Claude is, without `/v1`."),
-    Setting("CLAUDE_PROXY_CREDENTIALS", "credentials", _choice("", "inject", "pass"), "", "`inject`: send the provider key instead of the client's credential; `pass`: forward the client's own. Empty: `inject` if there is a key."),
-    Setting("CLAUDE_PROXY_CLIENT_KEYS", "client_keys", parse_client_keys, "", "Who may come in: `NAME:SHA256` entries, separated by spaces, commas or lines. Make one with `claude-proxy key NAME`.", True),
-    Setting("CLAUDE_PROXY_METRICS_TOKEN", "metrics_token", _key, "", "Bearer token that `/metrics` asks for. Empty: open on loopback, closed elsewhere.", True),
-    Setting("CLAUDE_PROXY_DEFAULT_MODEL", "default_model", _text, "claude-opus-5-5", "Model of `/generate` and `/batch_generate` when the request names none."),
-    Setting("CLAUDE_PROXY_BATCH_CONCURRENCY", "batch_concurrency", _count(1, 1000), "8", "Calls that one `/batch_generate` has under way at a time."),
-    Setting("CLAUDE_PROXY_BATCH_MAX_PROMPTS", "batch_max_prompts", _count(1, 100_000), "1000", "Longest list of prompts that `/batch_generate` takes."),
-    Setting("CLAUDE_PROXY_CONNECT_TIMEOUT", "connect_timeout", _seconds, "5", "Seconds to get a connection to the provider."),
-    Setting("CLAUDE_PROXY_FIRST_BYTE_TIMEOUT", "first_byte_timeout", _seconds, "600", "Seconds until the provider's answer begins."),
-    Setting("CLAUDE_PROXY_IDLE_TIMEOUT", "idle_timeout", _seconds, "300", "Seconds of silence inside an answer until it counts as stalled."),
-    Setting("CLAUDE_PROXY_TOTAL_TIMEOUT", "total_timeout", _seconds, "3600", "Seconds a provider call may take in all; the client's `x-stainless-timeout` shortens the first byte's wait."),
-    Setting("CLAUDE_PROXY_GRACEFUL_TIMEOUT", "graceful_timeout", _count(4, 3600), "30", "Seconds that open streams get to finish after SIGTERM; the last three are for ending the rest in-band."),
-    Setting("CLAUDE_PROXY_KEEPALIVE", "keepalive", _count(1, 3600), "75", "Seconds an idle client connection is kept."),
-    Setting("OTEL_SERVICE_NAME", "service_name", _text, "claude-proxy", "`service.name` of the spans."),
-    Setting("OTEL_EXPORTER_OTLP_ENDPOINT", "otlp_endpoint", _url, "", "Base address of an OTLP/HTTP receiver, e.g. `http://127.0.0.1:4318`. Empty: no spans leave. The SDK's other `OTEL_*` variables work as documented there."),
-    Setting("OTEL_TRACES_SAMPLER", "sampler", _choice("parentbased_always_on", "parentbased_traceidratio", "always_on", "traceidratio", "parentbased_always_off", "always_off"), "parentbased_always_on", "Head decision on traces whose caller sent none; the `…ratio` ones take the share in `OTEL_TRACES_SAMPLER_ARG`. What is not taken is still kept when it ends in an error, a 429, a retry or slowly. `always_off`: no spans at all."),
-    Setting("OTEL_TRACES_SAMPLER_ARG", "sampler_ratio", _ratio, "1", "Share of trace ids from 0 to 1, for the `…ratio` samplers."),
-    Setting("CLAUDE_PROXY_TRACES_PER_SECOND", "traces_per_second", _positive, "100", "Most traces a second that the head decision takes, per worker."),
-    Setting("CLAUDE_PROXY_TRACE_SLOW", "trace_slow", _seconds, "60", "Seconds from which a request is slow, so that its trace is kept."),
-    Setting("OTEL_BSP_SCHEDULE_DELAY", "export_delay_ms", _count(10, 60_000), "1000", "Milliseconds between span exports."),
-    Setting("OTEL_BSP_MAX_QUEUE_SIZE", "export_queue", _count(128, 1_000_000), "8192", "Spans that may wait for export (about 4 KB each); traces beyond are dropped and counted."),
-    Setting("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "capture_content", _choice("NO_CONTENT"), "NO_CONTENT", "Prompts are never recorded; other values are refused until they work."),
-    Setting("HTTPS_PROXY", "proxy", _url, "", "Forward proxy to the provider; `HTTP_PROXY` and `NO_PROXY` are honoured too."),
-    Setting("SSL_CERT_FILE", "ca_file", _text, "", "CA bundle for the provider's certificate. Empty: certifi's."),
+    Setting("CLAUDE_PROXY_BIND", "bind", parse.bind, "127.0.0.1:8000", "Address to listen on. Anything but loopback needs client keys."),
+    Setting("CLAUDE_PROXY_WORKERS", "workers", parse.count(1, 64), "1", "Worker processes."),
+    Setting("CLAUDE_PROXY_LOG_LEVEL", "log_level", parse.choice("debug", "info", "warning", "error"), "info", "Least severe log line written."),
+    Setting("ANTHROPIC_API_KEY", "anthropic_api_key", parse.key, "", "Provider key for Claude; `CLAUDE_API_KEY` is read too.", True),
+    Setting("CLAUDE_PROXY_ANTHROPIC_BASE_URL", "anthropic_base_url", parse.url, "https://api.anthropic.com", "Where Claude is, without `/v1`."),
+    Setting("CLAUDE_PROXY_CREDENTIALS", "credentials", parse.choice("", "inject", "pass"), "", "`inject`: send the provider key instead of the client's credential; `pass`: forward the client's own. Empty: `inject` if there is a key."),
+    Setting("CLAUDE_PROXY_CLIENT_KEYS", "client_keys", parse.client_keys, "", "Who may come in: `NAME:SHA256` entries, separated by spaces, commas or lines. Make one with `claude-proxy key NAME`.", True),
+    Setting("CLAUDE_PROXY_METRICS_TOKEN", "metrics_token", parse.key, "", "Bearer token that `/metrics` asks for. Empty: open on loopback, closed elsewhere.", True),
+    Setting("CLAUDE_PROXY_DEFAULT_MODEL", "default_model", parse.text, "claude-opus-5-5", "Model of `/generate` and `/batch_generate` when the request names none."),
+    Setting("CLAUDE_PROXY_BATCH_CONCURRENCY", "batch_concurrency", parse.count(1, 1000), "8", "Calls that one `/batch_generate` has under way at a time."),
+    Setting("CLAUDE_PROXY_BATCH_MAX_PROMPTS", "batch_max_prompts", parse.count(1, 100_000), "1000", "Longest list of prompts that `/batch_generate` takes."),
+    Setting("CLAUDE_PROXY_CONNECT_TIMEOUT", "connect_timeout", parse.seconds, "5", "Seconds to get a connection to the provider."),
+    Setting("CLAUDE_PROXY_FIRST_BYTE_TIMEOUT", "first_byte_timeout", parse.seconds, "600", "Seconds until the provider's answer begins."),
+    Setting("CLAUDE_PROXY_IDLE_TIMEOUT", "idle_timeout", parse.seconds, "300", "Seconds of silence inside an answer until it counts as stalled."),
+    Setting("CLAUDE_PROXY_TOTAL_TIMEOUT", "total_timeout", parse.seconds, "3600", "Seconds a provider call may take in all; the client's `x-stainless-timeout` shortens the first byte's wait."),
+    Setting("CLAUDE_PROXY_GRACEFUL_TIMEOUT", "graceful_timeout", parse.count(4, 3600), "30", "Seconds that open streams get to finish after SIGTERM; the last three are for ending the rest in-band."),
+    Setting("CLAUDE_PROXY_KEEPALIVE", "keepalive", parse.count(1, 3600), "75", "Seconds an idle client connection is kept."),
+    Setting("OTEL_SERVICE_NAME", "service_name", parse.text, "claude-proxy", "`service.name` of the spans."),
+    Setting("OTEL_EXPORTER_OTLP_ENDPOINT", "otlp_endpoint", parse.url, "", "Base address of an OTLP/HTTP receiver, e.g. `http://127.0.0.1:4318`. Empty: no spans leave. The SDK's other `OTEL_*` variables work as documented there."),
+    Setting("OTEL_TRACES_SAMPLER", "sampler", parse.choice("parentbased_always_on", "parentbased_traceidratio", "always_on", "traceidratio", "parentbased_always_off", "always_off"), "parentbased_always_on", "Head decision on traces whose caller sent none; the `…ratio` ones take the share in `OTEL_TRACES_SAMPLER_ARG`. What is not taken is still kept when it ends in an error, a 429, a retry or slowly. `always_off`: no spans at all."),
+    Setting("OTEL_TRACES_SAMPLER_ARG", "sampler_ratio", parse.ratio, "1", "Share of trace ids from 0 to 1, for the `…ratio` samplers."),
+    Setting("CLAUDE_PROXY_TRACES_PER_SECOND", "traces_per_second", parse.positive, "100", "Most traces a second that the head decision takes, per worker."),
+    Setting("CLAUDE_PROXY_TRACE_SLOW", "trace_slow", parse.seconds, "60", "Seconds from which a request is slow, so that its trace is kept."),
+    Setting("OTEL_BSP_SCHEDULE_DELAY", "export_delay_ms", parse.count(10, 60_000), "1000", "Milliseconds between span exports."),
+    Setting("OTEL_BSP_MAX_QUEUE_SIZE", "export_queue", parse.count(128, 1_000_000), "8192", "Spans that may wait for export (about 4 KB each); traces beyond are dropped and counted."),
+    Setting("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "capture_content", parse.choice("NO_CONTENT"), "NO_CONTENT", "Prompts are never recorded; other values are refused until they work."),
+    Setting("HTTPS_PROXY", "proxy", parse.url, "", "Forward proxy to the provider; `HTTP_PROXY` and `NO_PROXY` are honoured too."),
+    Setting("SSL_CERT_FILE", "ca_file", parse.text, "", "CA bundle for the provider's certificate. Empty: certifi's."),
 )  # fmt: skip
 """Every setting, in the order of the README."""
 
@@ -262,7 +170,7 @@ def _value(row: Setting, env: Mapping[str, str]) -> Any:
                     raise SettingsError(f"{name} and {candidate}_FILE are both set: keep one.")
                 name, text = f"{candidate}_FILE", _read(f"{candidate}_FILE", path)
     if not text and not row.default:
-        return row.parse("") if row.parse not in (_key, _url) else ""
+        return row.parse("") if row.parse not in (parse.key, parse.url) else ""
     try:
         return row.parse(text or row.default)
     except ValueError as error:
@@ -308,6 +216,6 @@ def _proxy(https_proxy: str, base_url: str, env: Mapping[str, str]) -> str | Non
     if urllib.request.proxy_bypass_environment(parts.netloc, bypass):  # type: ignore[attr-defined]
         return None
     try:
-        return _url(proxy)
+        return parse.url(proxy)
     except ValueError as error:
         raise SettingsError(f"{name} is not valid: expected {error}.") from None

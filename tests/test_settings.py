@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service import settings
+from service import parse, settings
 from service.errors import SettingsError
 from service.settings import ClientKey
 
@@ -103,7 +103,7 @@ def test_an_unknown_variable_of_ours_stops_and_a_near_miss_gets_a_hint() -> None
 
 
 def test_variables_of_others_are_left_alone() -> None:
-    assert settings.load(KEY | {"PATH": "/bin", "OTEL_BSP_SCHEDULE_DELAY": "x", "CLAUDE_CODE_X": "1"}).workers == 1
+    assert settings.load(KEY | {"PATH": "/bin", "OTEL_LOGS_EXPORTER": "x", "CLAUDE_CODE_X": "1"}).workers == 1
 
 
 def test_a_setting_that_is_no_secret_has_no_file_form() -> None:
@@ -178,7 +178,7 @@ def test_client_keys_and_passing_credentials_on_exclude_each_other() -> None:
 
 def test_client_keys_are_separated_by_commas_spaces_or_lines_and_hashes_are_lower_case() -> None:
     text = f"alice:{'A' * 64},bob:{'b' * 64} carol.x_y-z:{'0' * 64}\n"
-    assert settings.parse_client_keys(text) == (
+    assert parse.client_keys(text) == (
         ClientKey("alice", "a" * 64),
         ClientKey("bob", "b" * 64),
         ClientKey("carol.x_y-z", "0" * 64),

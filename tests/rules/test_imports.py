@@ -19,7 +19,7 @@ LADDER = (
     ("web",),
     ("pipeline", "settings"),
     ("policy", "store", "upstream", "account"),
-    ("record", "errors", "lifetime"),
+    ("record", "errors", "lifetime", "parse"),
 )
 """Rooms of `service` from the doors down. A room imports rooms of lower rungs only, never its neighbours."""
 
