@@ -82,11 +82,12 @@ def installed(make: Callable[[], Path]) -> Path:
     try:
         return make()
     except InstallFailed as error:
-        pytest.fail(
-            f"A client could not be installed. It comes from the package registry, through pip or npm as they are set up "
-            f"on this machine; to try by hand:\n{error}",
-            pytrace=False,
-        )
+        told = str(error)
+    pytest.fail(
+        "A client could not be installed. It comes from the package registry, through pip or npm as they are set up on "
+        f"this machine; to try by hand:\n{told}",
+        pytrace=False,
+    )
 
 
 @pytest.fixture(scope="session")
