@@ -20,6 +20,9 @@ from observability import catalog
 MAX_WAITING = 10_000
 """Lines that may wait for stdout (about 10 MB) before further ones are dropped and counted."""
 
+GATHER = 0.01
+"""Seconds that a line may wait for others: waking the thread for each one would cost the loop more than writing it."""
+
 _formatter = logging.Formatter()
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 Drop = Callable[[str, int], None]
@@ -37,7 +40,7 @@ class LineWriter:
         self._bound = bound
         self._lines: deque[bytes] = deque()
         self._wake = threading.Event()
-        self._closing = False
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
 
@@ -52,18 +55,19 @@ class LineWriter:
 
     def close(self, timeout: float) -> None:
         """Write what waits, for at most `timeout` seconds."""
-        self._closing = True
+        self._closing.set()
         self._wake.set()
         self._thread.join(timeout)
 
     def _run(self) -> None:
         while True:
             self._wake.wait()
+            self._closing.wait(GATHER)
             self._wake.clear()
             while self._lines:
                 batch = [self._lines.popleft() for _ in range(min(len(self._lines), 256))]
                 self._put(b"".join(batch), len(batch))
-            if self._closing and not self._lines:
+            if self._closing.is_set() and not self._lines:
                 return
 
     def _put(self, data: bytes, count: int) -> None:

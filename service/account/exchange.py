@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import secrets
+import random
 from collections.abc import Callable
 
 from opentelemetry import trace
@@ -76,7 +76,7 @@ class Exchange:
         self._closing, self._tracing = closing, tracing
         self.lifetime = lifetime
         self.route = route
-        self.request_id = f"cp_{secrets.token_hex(12)}"
+        self.request_id = f"cp_{random.getrandbits(96):024x}"
         self.kind = Kind.REQUEST
         self.provider: str | None = None
         self.model: str | None = None
