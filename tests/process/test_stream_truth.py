@@ -131,7 +131,7 @@ def test_a_caller_that_does_not_sample_gets_no_spans_and_no_exemplars_but_metric
     stage.plays(json_answer(claude.MESSAGE))
     trace_id, _, traceparent = new_trace(sampled=False)
     stage.upstream.seen.clear()
-    lines = len(stage.gateway.requests())
+    lines = stage.gateway.settled()
     stage.ask(stream=False, headers={"traceparent": traceparent})
     (line,) = poll(lambda: stage.gateway.requests()[lines:], what="its line")
     assert (line["trace_id"], line["outcome"]) == (trace_id, "ok")

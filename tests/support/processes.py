@@ -148,6 +148,15 @@ class Gateway(Process):
         """The `request` lines so far."""
         return [line for line in self.log() if line["event"] == "request"]
 
+    def settled(self) -> int:
+        """Request lines so far, once every request that the metrics count as ended has its line."""
+
+        def lines() -> int | None:
+            ended = sum(v for (name, _), v in self.samples().items() if name == "claude_proxy_requests_total")
+            return len(self.requests()) if len(self.requests()) == ended else None
+
+        return poll(lambda: (count,) if (count := lines()) is not None else None, what="a line of each request")[0]
+
     def wait_requests(self, count: int) -> list[dict[str, Any]]:
         """The first `count` request lines."""
         return poll(lambda: lines if len(lines := self.requests()) >= count else None, what=f"{count} request lines")

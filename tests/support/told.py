@@ -58,8 +58,8 @@ class Watch:
 
     def __init__(self, gateway: Gateway, sink: OtlpSink) -> None:
         self._gateway, self._sink = gateway, sink
+        self._lines = gateway.settled()
         self._before = gateway.samples()
-        self._lines = len(gateway.requests())
 
     def told(
         self,
