@@ -1,0 +1,57 @@
+"""The application inside the test's process, under Flask's test client, in front of a scripted upstream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+from service import settings
+from service.app import create_gateway
+from service.web.flask_loop import background
+from tests.support.claude import MESSAGE
+from tests.support.inside import Told, telemetry
+from tests.support.upstream import Upstream, json_answer
+
+
+@dataclass
+class Stage:
+    """A client of the gateway, what it told, and the provider behind it (`upstream.script` may be exchanged)."""
+
+    client: FlaskClient
+    told: Told
+    upstream: Upstream
+
+    def post(self, path: str, json: Any, **headers: str) -> Any:
+        """A POST with a JSON body."""
+        return self.client.post(path, json=json, headers={k.replace("_", "-"): v for k, v in headers.items()})
+
+
+Open = Callable[..., Stage]
+
+
+@pytest.fixture
+def open_stage() -> Iterator[Open]:
+    """Makes stages with further settings; all are closed at the end."""
+    with ExitStack() as stack:
+
+        def make(**environ: str) -> Stage:
+            upstream = stack.enter_context(Upstream(json_answer(MESSAGE)))
+            told = stack.enter_context(telemetry())
+            base = {"ANTHROPIC_API_KEY": "sk-ant-provider", "CLAUDE_PROXY_ANTHROPIC_BASE_URL": upstream.url}
+            merged = {name: value for name, value in (base | environ).items() if value}
+            gateway = create_gateway(settings.load(merged), told.telemetry)
+            stack.callback(lambda: background().run(gateway.client.aclose()))
+            return Stage(gateway.app.test_client(), told, upstream)
+
+        yield make
+
+
+@pytest.fixture
+def stage(open_stage: Open) -> Stage:
+    """A stage with the default settings."""
+    return open_stage()
