@@ -177,7 +177,8 @@ def test_with_client_keys_the_incoming_key_stays_here_and_the_providers_goes_up_
                 seen = sent_up(stage, "POST", "/v1/messages", json.dumps(claude.ASKED).encode(), header)
                 assert seen.header("x-api-key") == PROVIDER_KEY
                 assert not [v for _, v in seen.headers if key in v]
-                assert stage.gateway.requests()[stage.gateway.settled() - 1]["client"] == name
+                count = stage.gateway.settled()
+                assert stage.gateway.requests()[count - 1]["client"] == name
         assert not [line for line in stage.gateway.lines for secret in (*keys.values(), PROVIDER_KEY) if secret in line]
 
 
