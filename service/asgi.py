@@ -18,7 +18,7 @@ from service.app import Gateway
 from service.errors import ClientGone, GatewayError
 from service.lifetime import Ending, Lifetime, absorb_cancellation
 from service.web.channel import KEY, Channel
-from service.web.flask_loop import ResponseBody
+from service.web.flask_loop import ResponseBody, Stream
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -97,6 +97,8 @@ class Bridge:
         try:
             status, headers = start[0]
             raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+            if self.app.draining and not any(name == b"connection" for name, _ in raw):
+                raw.append((b"connection", b"close"))
             await send({"type": "http.response.start", "status": int(status[:3]), "headers": raw})
             if response.stream is not None:
                 await _send_stream(response.stream, lifetime, send)
@@ -105,7 +107,11 @@ class Bridge:
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
-            response.close()
+            try:
+                if response.stream is not None:
+                    await response.stream.aclose()
+            finally:
+                response.close()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -120,16 +126,13 @@ class Bridge:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-async def _send_stream(stream: AsyncIterator[bytes], lifetime: Lifetime, send: Send) -> None:
+async def _send_stream(stream: Stream, lifetime: Lifetime, send: Send) -> None:
     clock = lifetime.clock
-    try:
-        async for chunk in stream:
-            before = clock()
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            if (blocked := clock() - before) > _BLOCKED:
-                lifetime.client.add(blocked)
-    finally:
-        await stream.aclose()  # type: ignore[attr-defined]
+    async for chunk in stream:
+        before = clock()
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        if (blocked := clock() - before) > _BLOCKED:
+            lifetime.client.add(blocked)
 
 
 class _RequestBody:

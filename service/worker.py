@@ -18,6 +18,8 @@ from observability.exposition import Place
 from service.asgi import Bridge
 from service.lifetime import Ending
 
+_JUST_ACCEPTED = 0.05
+"""Seconds after the last accept in which a connection becomes one that is counted."""
 _LAST_WORDS = 3.0
 """Seconds kept at the end of the grace for in-band endings and the last flush."""
 
@@ -44,6 +46,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         self.slot = 0
         """Lowest index that no living worker has; given by the master before the fork."""
         self._wake = asyncio.Event()
+        self._stopping = False
 
     def tell(self, order: Order) -> None:
         """From the master: what the next SIGTERM means."""
@@ -68,8 +71,12 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         self.asgi.place = Place(self.slot, 2 * self.cfg.workers, self.app.token)
 
     def handle_exit_signal(self) -> None:
-        """SIGTERM: begin the drain now, not at the next heartbeat."""
-        super().handle_exit_signal()
+        """SIGTERM: begin the drain now, not at the next heartbeat.
+
+        `alive` stays true meanwhile: gunicorn would close kept connections that it has not told so, as their clients
+        send the next request. The bridge tells them.
+        """
+        self._stopping = True
         self._wake.set()
 
     def handle_quit_signal(self) -> None:
@@ -85,16 +92,17 @@ class Worker(ASGIWorker):  # type: ignore[misc]
             server = await self.loop.create_server(lambda: ASGIProtocol(self), sock=sock.sock, backlog=self.cfg.backlog)
             self.servers.append(server)
         # The order too: between the fork and its handlers a worker loses every signal.
-        while self.alive and self._order[0] == Order.SERVE:  # type: ignore[has-type]
+        while self.alive and not self._stopping and self._order[0] == Order.SERVE:  # type: ignore[has-type]
             await self._beat()
             if self.ppid != os.getppid():
                 self.log.info("the master is gone; worker %s stops", self.pid)
                 break
-        self.alive = False
+        bridge.drain()
         for server in self.servers:
             server.close()
-        bridge.drain()
+        await asyncio.sleep(_JUST_ACCEPTED)
         await self._finish(bridge)
+        self.alive = False
         await self.lifespan.shutdown()
 
     async def _beat(self) -> None:
