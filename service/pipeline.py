@@ -9,7 +9,7 @@ The record is closed before the last byte goes out: whoever has the whole answer
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -29,13 +29,43 @@ InBand = Callable[[GatewayError], bytes]
 """Writes an error as an event of the provider's stream."""
 
 
+class Body:
+    """An answer's bytes, to be iterated once or closed. One that nobody began to read ends its call all the same: closing
+    a generator that has not started runs none of its code."""
+
+    def __init__(self, chunks: AsyncGenerator[bytes], unread: Callable[[], Awaitable[None]] | None) -> None:
+        self._chunks = chunks
+        self._unread = unread
+
+    @classmethod
+    def of(cls, content: bytes) -> Body:
+        """A body that is in, of a call that has ended."""
+
+        async def once() -> AsyncGenerator[bytes]:
+            if content:
+                yield content
+
+        return cls(once(), None)
+
+    def __aiter__(self) -> AsyncGenerator[bytes]:
+        self._unread = None
+        return self._chunks
+
+    async def aclose(self) -> None:
+        """End the call now if it has not ended."""
+        unread, self._unread = self._unread, None
+        await self._chunks.aclose()
+        if unread is not None:
+            await unread()
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """The provider's answer: `headers` raw and in order, `body` to be iterated to its end or closed."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
-    body: AsyncIterator[bytes]
+    body: Body
     headers_after: float
     """Seconds from sending to the headers."""
 
@@ -82,7 +112,12 @@ class Pipeline:
             call.answered = lambda: whole.answered
             read = await self._read(exchange, call, response, whole, check if status < 400 else None)
             body = self._deliver(exchange, call, response, whole, read)
-        return Answer(status, response.headers.raw, body, headers_after)
+
+        async def unread() -> None:
+            await response.stream.aclose()
+            self._abandon(exchange, call, status, None)
+
+        return Answer(status, response.headers.raw, Body(body, unread), headers_after)
 
     async def _send(self, exchange: Exchange, call: Call, prepared: Prepared) -> Response:
         try:
@@ -127,7 +162,7 @@ class Pipeline:
 
     async def _deliver(
         self, exchange: Exchange, call: Call, response: Response, reader: anthropic.WholeReader, body: bytes
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes]:
         """A body that is in, handed on piece by piece; the call ends before the last piece."""
         call.stop_clock()
         outcome, error_type = reader.ended()
@@ -150,7 +185,7 @@ class Pipeline:
         if body:
             yield body[start:]
 
-    async def _relay(self, exchange: Exchange, call: Call, response: Response) -> AsyncIterator[bytes]:
+    async def _relay(self, exchange: Exchange, call: Call, response: Response) -> AsyncGenerator[bytes]:
         """A large answer, chunk by chunk. Raises `UpstreamFailed` in the middle: the client must see it cut, not ended."""
         try:
             async with aclosing(response.stream):
@@ -167,7 +202,7 @@ class Pipeline:
 
     async def _relay_events(
         self, exchange: Exchange, call: Call, response: Response, reader: anthropic.StreamReader, in_band: InBand
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes]:
         """An SSE answer, event by event as it arrives; what ends it early is told in-band, at an event's end."""
         splitter = sse.Splitter()
         failure: GatewayError | None = None

@@ -11,7 +11,7 @@ import concurrent.futures
 import contextvars
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import greenback
 from flask import Flask, Response, request
@@ -26,10 +26,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class Stream(Protocol):
+    """A body that is iterated once, or closed."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    async def aclose(self) -> None:
+        """End what stands behind it, if it has not ended; may be called always."""
+
+
 class StreamedResponse(Response):
     """A response whose body is an async iterator: the bridge consumes it natively, WSGI pulls it through the loop."""
 
-    stream_body: AsyncIterator[bytes]
+    stream_body: Stream
     automatically_set_content_length = False  # werkzeug would measure the empty list it is made with
 
 
@@ -81,7 +90,7 @@ class ResponseBody:
     def __init__(
         self,
         inner: Iterable[bytes],
-        stream: AsyncIterator[bytes] | None,
+        stream: Stream | None,
         on_close: Callable[[], None],
         *,
         bridged: bool,
@@ -95,8 +104,8 @@ class ResponseBody:
         if self.stream is None:
             yield from self._inner
             return
-        loop = background()
-        while (chunk := loop.run(anext(self.stream, None))) is not None:
+        loop, chunks = background(), aiter(self.stream)
+        while (chunk := loop.run(anext(chunks, None))) is not None:
             yield chunk
 
     def close(self) -> None:
@@ -106,7 +115,7 @@ class ResponseBody:
         on_close, self._on_close = self._on_close, None
         try:
             if self.stream is not None and not self._bridged:
-                background().run(cast(Any, self.stream).aclose())
+                background().run(self.stream.aclose())
             cast(Any, self._inner).close()
         finally:
             on_close()

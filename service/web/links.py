@@ -7,10 +7,9 @@ take them past the gateway and hand a client key to the provider.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
-from service.pipeline import Answer
+from service.pipeline import Answer, Body
 from service.web import reply
 from service.web.channel import RawHeaders
 
@@ -36,9 +35,4 @@ async def lead_back(answer: Answer, base: bytes) -> Answer:
     if changed != body:
         length = str(len(changed)).encode()
         headers = [(name, length if name.lower() == b"content-length" else value) for name, value in headers]
-    return replace(answer, headers=headers, body=_once(changed))
-
-
-async def _once(body: bytes) -> AsyncIterator[bytes]:
-    if body:
-        yield body
+    return replace(answer, headers=headers, body=Body.of(changed))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -11,7 +11,7 @@ from flask import Response, g
 from service.account.exchange import Exchange
 from service.errors import GatewayError
 from service.pipeline import Answer
-from service.web.flask_loop import StreamedResponse
+from service.web.flask_loop import Stream, StreamedResponse
 
 HOP_BY_HOP = frozenset(
     (
@@ -84,6 +84,6 @@ def error_event(error: GatewayError, exchange: Exchange) -> bytes:
     return b"event: error\ndata: " + msgspec.json.encode(error_body(error, exchange)) + b"\n\n"
 
 
-async def drained(body: AsyncIterator[bytes]) -> bytes:
+async def drained(body: Stream) -> bytes:
     """All of a body, for answers that we read ourselves."""
     return b"".join([chunk async for chunk in body])

@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 import pytest
+from werkzeug.test import EnvironBuilder
 
 from service.web.auth import hash_key
 from tests.support import claude
@@ -101,6 +102,15 @@ def test_a_client_that_leaves_early_leaves_no_connection_open(stage: Stage) -> N
     assert stage.upstream.closed.acquire(timeout=5)
     (line,) = stage.told.lines()
     assert (line["outcome"], line["attempts"]) == ("client_abort", 1)
+
+
+def test_an_answer_that_nobody_begins_to_read_ends_its_call_and_closes_its_connection(stage: Stage) -> None:
+    stage.upstream.script = lambda connection, seen: claude.send_events(connection, [claude.start()])
+    environ = EnvironBuilder(path="/v1/messages", method="POST", json=claude.ASKED | {"stream": True}).get_environ()
+    body: Any = stage.client.application.wsgi_app(environ, lambda *_: lambda _data: None)
+    body.close()
+    assert stage.upstream.closed.acquire(timeout=5)
+    assert [(line["outcome"], line["attempts"]) for line in stage.told.lines()] == [("client_abort", 1)]
 
 
 def test_generate_answers_with_the_text_the_usage_and_the_trace(stage: Stage) -> None:
