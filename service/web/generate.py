@@ -12,8 +12,9 @@ from msgspec import Meta
 
 from observability.catalog import Attr
 from service.account.exchange import Call, Exchange
+from service.answer import Answer
 from service.errors import BadRequest, GatewayError, InvalidAnswer, UnsupportedMedia
-from service.pipeline import Answer, Pipeline
+from service.pipeline import Pipeline
 from service.record import Kind, Usage
 from service.upstream import anthropic
 from service.upstream.client import Prepared

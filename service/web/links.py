@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from service.pipeline import Answer, Body
+from service.answer import Answer, Body
 from service.web import reply
 from service.web.channel import RawHeaders
 

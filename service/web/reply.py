@@ -9,8 +9,8 @@ import msgspec
 from flask import Response, g
 
 from service.account.exchange import Exchange
+from service.answer import Answer
 from service.errors import GatewayError
-from service.pipeline import Answer
 from service.web.flask_loop import Stream, StreamedResponse
 
 HOP_BY_HOP = frozenset(

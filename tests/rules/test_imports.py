@@ -19,7 +19,7 @@ LADDER = (
     ("web",),
     ("pipeline", "settings"),
     ("policy", "store", "upstream", "account"),
-    ("record", "errors", "lifetime", "parse"),
+    ("record", "errors", "lifetime", "parse", "answer"),
 )
 """Rooms of `service` from the doors down. A room imports rooms of lower rungs only, never its neighbours."""
 
