@@ -11,6 +11,7 @@ import contextlib
 import os
 import socket
 import struct
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,7 +68,9 @@ class Exposition:
         self._server: asyncio.Server | None = None
 
     async def start(self, place: Place) -> None:
-        """Listen for siblings."""
+        """Listen for siblings. Elsewhere than on Linux, which alone has abstract sockets, a worker knows only itself."""
+        if sys.platform != "linux":
+            return
         self._place = place
         if place.slots > 1 and place.token:
             self._server = await asyncio.start_unix_server(self._answer_sibling, path=place.address(place.slot))
