@@ -13,7 +13,7 @@ import pytest
 from observability.start import Telemetry
 from service.app import create_gateway, start_telemetry
 from service.settings import load
-from service.web.flask_loop import LoopFlask
+from service.web.flask_loop import LoopFlask, background
 from tests.support import claude
 from tests.support.otlp import OtlpSink
 from tests.support.processes import WsgiGateway
@@ -41,7 +41,8 @@ class InProcess:
         settings = load(environ)
         self.upstream = upstream
         self.telemetry: Telemetry = start_telemetry(settings)
-        self.app: LoopFlask = create_gateway(settings, self.telemetry).app
+        self.gateway = create_gateway(settings, self.telemetry)
+        self.app: LoopFlask = self.gateway.app
 
     def ended(self) -> dict[str, int]:
         """Outcome -> requests."""
@@ -63,6 +64,7 @@ def house() -> Iterator[InProcess]:
     with Upstream(plays) as upstream:
         made = InProcess(upstream)
         yield made
+        background().run(made.gateway.client.aclose())
         made.telemetry.stop(1)
 
 
