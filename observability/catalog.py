@@ -212,7 +212,16 @@ TELEMETRY_LAST_SUCCESS = Metric(
     "When a signal last left the process.",
     ("signal",),
 )
+LABEL_OVERFLOW = Metric(
+    "claude_proxy_label_overflow", Type.COUNTER,
+    "Label values outside their closed set that became `other`, by label: one for each sample written.", ("label",),
+)  # fmt: skip
 BUILD_INFO = Metric("claude_proxy_build_info", Type.GAUGE, "Always 1; what runs.", ("version", "python"))
+
+SERIES = Metric(
+    "claude_proxy_series", Type.GAUGE, "Series of each family in this answer: the cardinality budget.", ("metric",)
+)
+"""Made while rendering: stock families count too, and the family itself does not."""
 
 WORKER_UP = Metric(
     "claude_proxy_worker_up",
@@ -227,7 +236,7 @@ METRICS: tuple[Metric, ...] = (
     INPUT_TOKENS, OUTPUT_TOKENS, CACHE_READ_TOKENS, CACHE_WRITE_TOKENS, REASONING_TOKENS,
     REQUESTS, REQUEST_DURATION, IN_FLIGHT, OVERHEAD, UPSTREAM_ATTEMPTS, UPSTREAM_429,
     QUOTA_LIMIT, QUOTA_REMAINING, QUOTA_RESET, STREAM_OUTCOMES, STREAM_LONGEST_GAP, REJECTED,
-    EVENT_LOOP_LAG, TELEMETRY_DROPPED, TELEMETRY_LAST_SUCCESS, BUILD_INFO,
+    EVENT_LOOP_LAG, TELEMETRY_DROPPED, TELEMETRY_LAST_SUCCESS, LABEL_OVERFLOW, SERIES, BUILD_INFO,
 )  # fmt: skip
 
 STOCK_PREFIXES = ("flask_", "process_", "python_")

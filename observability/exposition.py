@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -48,11 +48,14 @@ class Piece(msgspec.Struct, array_like=True):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a worker stands among its siblings: its slot, how many slots there are, and the name they share."""
+    """Where a worker stands among its siblings: its slot, the name they share (none: it has no siblings), and who lives.
+
+    `living` tells the slots taken now; one whose worker has gone since may be among them.
+    """
 
     slot: int = 0
-    slots: int = 1
     token: str = ""
+    living: Callable[[], Iterable[int]] = tuple
 
     def address(self, slot: int) -> str:
         """The abstract socket (no file; Linux) of a slot's worker."""
@@ -72,7 +75,7 @@ class Exposition:
         if sys.platform != "linux":
             return
         self._place = place
-        if place.slots > 1 and place.token:
+        if place.token:
             self._server = await asyncio.start_unix_server(self._answer_sibling, path=place.address(place.slot))
 
     async def stop(self) -> None:
@@ -83,7 +86,7 @@ class Exposition:
     async def text(self, accept: str) -> tuple[bytes, str]:
         """All workers' metrics and their content type, by the scraper's Accept header; within about `PATIENCE`."""
         openmetrics = "application/openmetrics-text" in accept
-        others = [slot for slot in range(self._place.slots) if slot != self._place.slot]
+        others = [slot for slot in self._place.living() if slot != self._place.slot]
         own, *answers = await asyncio.gather(self._render(openmetrics), *(self._ask(s, openmetrics) for s in others))
         up = {self._place.slot: True} | {s: a is not None for s, a in zip(others, answers, strict=True) if a != []}
         pieces = [_worker_up(up), *(own or []), *(piece for answer in answers for piece in answer or [])]
@@ -93,7 +96,9 @@ class Exposition:
     async def _render(self, openmetrics: bool) -> list[Piece] | None:
         label = f'worker="{self._place.slot}"'
         pieces = []
+        counts: dict[str, int] = {}
         for family in self._metrics.registry.collect():
+            counts[family.name] = len(family.samples)
             lines: list[str] = []
             for sample in family.samples:
                 lines.append(_line(sample, label, openmetrics))
@@ -101,7 +106,7 @@ class Exposition:
                     await asyncio.sleep(0)
             pieces.append(Piece(family.name, _head(family, openmetrics), "".join(lines)))
             await asyncio.sleep(0)
-        return [*pieces, *(_newest(*seen) for seen in self._metrics.newest())]
+        return [*pieces, _series(counts, label), *(_newest(*seen) for seen in self._metrics.newest())]
 
     async def _ask(self, slot: int, openmetrics: bool) -> list[Piece] | None:
         """A sibling's pieces; empty when nobody has that slot, None when its worker does not answer in time."""
@@ -118,7 +123,8 @@ class Exposition:
             return None
 
     async def _answer_sibling(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.closing(writer):
+        # A sibling that waits no longer (we were blocked) has hung up: nobody's error.
+        with contextlib.closing(writer), contextlib.suppress(OSError):
             if not _is_ours(writer):
                 return
             wanted = await reader.read(1)
@@ -158,6 +164,12 @@ def _worker_up(up: dict[int, bool]) -> Piece:
     name = catalog.WORKER_UP.name
     lines = (f'{name}{{worker="{slot}"}} {int(alive)}\n' for slot, alive in sorted(up.items()))
     return Piece(name, _gauge_head(catalog.WORKER_UP), "".join(lines))
+
+
+def _series(counts: dict[str, int], worker: str) -> Piece:
+    row = catalog.SERIES
+    lines = (f'{row.name}{{{row.labels[0]}="{name}",{worker}}} {count}\n' for name, count in counts.items())
+    return Piece(row.name, _gauge_head(row), "".join(lines))
 
 
 def _head(family: Family, openmetrics: bool) -> str:

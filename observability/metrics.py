@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import TypeAlias
 
 import prometheus_client
@@ -38,6 +38,7 @@ _CLOSED: dict[str, Set[str]] = {
     "dimension": frozenset(catalog.QUOTA_DIMENSIONS),
     "streaming": frozenset(("true", "false")),
     "signal": frozenset(catalog.SIGNALS),
+    "label": frozenset(label for metric in catalog.METRICS for label in metric.labels),
 }
 
 
@@ -84,8 +85,16 @@ class Metrics(Collector):
     string means "not known" and reads as an absent label in Prometheus. Safe to call from any thread.
     """
 
-    def __init__(self, registry: CollectorRegistry, *, routes: Set[str], models: Set[str]) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        *,
+        routes: Set[str],
+        models: Set[str],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.registry = registry
+        self._clock = clock
         closed = _CLOSED | {catalog.ROUTE: routes, catalog.MODEL: models}
         self._allowed = {m.name: tuple(closed.get(label) for label in m.labels) for m in catalog.METRICS}
         self._texts = {m.name: (*map(floatToGoString, m.buckets), "+Inf") for m in catalog.METRICS}
@@ -100,7 +109,7 @@ class Metrics(Collector):
             assert isinstance(series, _Value)
             series.value += amount
             if exemplar is not None:
-                series.exemplar = LibraryExemplar(dict(exemplar), amount, time.time())
+                series.exemplar = LibraryExemplar(dict(exemplar), amount, self._clock())
 
     def set(self, metric: Metric, value: float, labels: Labels = ()) -> None:
         """Set a gauge."""
@@ -114,11 +123,11 @@ class Metrics(Collector):
         with self._lock:
             series = self._one(metric, labels)
             assert isinstance(series, _Value)
-            series.value, series.seen, series.until = value, time.time(), until
+            series.value, series.seen, series.until = value, self._clock(), until
 
     def newest(self) -> Iterator[tuple[Metric, Labels, float, float]]:
         """(row, labels, value, when it was seen) of every per-host gauge that has not expired."""
-        now = time.time()
+        now = self._clock()
         for metric in catalog.METRICS:
             if metric.per_host:
                 for labels, series in list(self._series[metric.name].items()):
@@ -134,7 +143,7 @@ class Metrics(Collector):
             series.counts[index] += 1
             series.total += value
             if exemplar is not None:
-                series.exemplars[index] = LibraryExemplar(dict(exemplar), value, time.time())
+                series.exemplars[index] = LibraryExemplar(dict(exemplar), value, self._clock())
 
     def merge(self, metric: Metric, counts: Iterable[int], total: float, labels: Labels = ()) -> None:
         """Put many values into a histogram at once: `counts` per bucket (not cumulative, `+Inf` last) and their sum."""
@@ -150,7 +159,7 @@ class Metrics(Collector):
         if series is not None:
             return series
         folded = tuple(
-            value if allowed is None or not value or value in allowed else _overflow(metric, index)
+            value if allowed is None or not value or value in allowed else self._fold(metric.labels[index], value)
             for index, (value, allowed) in enumerate(zip(labels, self._allowed[metric.name], strict=True))
         )
         series = known.get(folded)
@@ -161,6 +170,15 @@ class Metrics(Collector):
                 series = _Value("_total" if metric.type is Type.COUNTER else "")
             known[folded] = series
         return series
+
+    def _fold(self, label: str, value: str) -> str:
+        """What a value outside its set becomes; counted, unless it is the catalogue's own word for such values."""
+        folded = "_OTHER" if label == "error_type" else catalog.OTHER
+        if value != folded:
+            overflow = self._one(catalog.LABEL_OVERFLOW, (label,))
+            assert isinstance(overflow, _Value)
+            overflow.value += 1
+        return folded
 
     def collect(self) -> Iterator[Family]:
         """For prometheus_client: every family that has a series, but for the per-host ones."""
@@ -176,10 +194,6 @@ class Metrics(Collector):
                 ]
             if family.samples:
                 yield family
-
-
-def _overflow(metric: Metric, index: int) -> str:
-    return "_OTHER" if metric.labels[index] == "error_type" else catalog.OTHER
 
 
 def register_process(registry: CollectorRegistry) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import mmap
 import secrets
 import signal
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from service.worker import Order, Worker
 
 Load = Callable[[], Settings]
 
+MAX_SLOTS = 4096
+"""Workers that can be alive at a time: reloads under long streams leave several generations side by side."""
 _STOPS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
 
 
@@ -58,6 +61,7 @@ def _on_reload(arbiter: StockArbiter) -> None:
 def _pre_fork(arbiter: StockArbiter, worker: Worker) -> None:
     taken = {other.slot for other in arbiter.WORKERS.values()}
     worker.slot = next(slot for slot in itertools.count() if slot not in taken)
+    arbiter.app.slots[:] = bytes(slot in taken or slot == worker.slot for slot in range(MAX_SLOTS))
 
 
 class Logger(StockLogger):  # type: ignore[misc]
@@ -125,6 +129,8 @@ class Application(BaseApplication):  # type: ignore[misc]
         self._load = load
         self.token = secrets.token_hex(8)
         """Names this gateway's local sockets."""
+        self.slots = mmap.mmap(-1, MAX_SLOTS)
+        """One byte for each slot, shared with all workers: 1 if a worker has it."""
         self.load_settings()
         super().__init__()
 

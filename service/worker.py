@@ -67,8 +67,8 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         gc.collect()
         gc.freeze()
         gc.set_threshold(20_000, 20, 50)
-        # Twice the workers: old and new ones overlap at a reload.
-        self.asgi.place = Place(self.slot, 2 * self.cfg.workers, self.app.token)
+        taken = self.app.slots
+        self.asgi.place = Place(self.slot, self.app.token, lambda: [n for n, there in enumerate(taken[:]) if there])
 
     def handle_exit_signal(self) -> None:
         """SIGTERM: begin the drain now, not at the next heartbeat.

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"))
+
+
 class Stream(Protocol):
     """A body that is iterated once, or closed."""
 
@@ -67,6 +70,8 @@ class LoopFlask(Flask):
 
     def wsgi_app(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """As Flask's, but the context is popped when the returned body is closed: spans and teardown cover the stream."""
+        if environ["REQUEST_METHOD"] not in _METHODS:
+            environ["REQUEST_METHOD"] = "_OTHER"  # no route takes it, and the stock metrics make a label of it
         context = self.request_context(environ)
         error: BaseException | None = None
         try:

@@ -22,7 +22,8 @@ def metrics() -> Metrics:
 
 
 def _lines(metrics: Metrics) -> list[str]:
-    return [x for x in generate_latest(metrics.registry).decode().splitlines() if not x.startswith("#")]
+    text = generate_latest(metrics.registry).decode()
+    return [x for x in text.splitlines() if not x.startswith(("#", catalog.LABEL_OVERFLOW.name))]
 
 
 def test_a_family_nothing_happened_to_has_no_series(metrics: Metrics) -> None:
@@ -127,3 +128,35 @@ def test_threads_lose_no_count(metrics: Metrics) -> None:
         list(pool.map(work, range(4)))
     assert 'claude_proxy_in_flight_requests{http_route="/generate"} 2000.0' in _lines(metrics)
     assert 'claude_proxy_overhead_seconds_sum{http_route="/generate",streaming="true"} 500.0' in _lines(metrics)
+
+
+def test_every_sample_with_a_folded_value_is_counted_by_label_and_our_own_word_for_such_values_is_not(
+    metrics: Metrics,
+) -> None:
+    for model in ("claude-99", "claude-99", "other", MODEL, ""):
+        metrics.add(catalog.REQUESTS, ("/generate", "anthropic", model, "ok"))
+    metrics.observe(catalog.INFERENCE_DURATION, 1.0, ("chat", "anthropic", "claude-98", "new_error"))
+    text = generate_latest(metrics.registry).decode()
+    assert [line for line in text.splitlines() if line.startswith("claude_proxy_label_overflow_total")] == [
+        'claude_proxy_label_overflow_total{label="gen_ai_request_model"} 3.0',
+        'claude_proxy_label_overflow_total{label="error_type"} 1.0',
+    ]
+
+
+def test_headroom_is_shown_with_when_it_was_seen_until_its_time_is_over() -> None:
+    now = [1000.0]
+    metrics = Metrics(CollectorRegistry(), routes=frozenset(), models=frozenset({MODEL}), clock=lambda: now[0])
+    requests, tokens = ("anthropic", MODEL, "requests"), ("anthropic", MODEL, "input_tokens")
+    metrics.see(catalog.QUOTA_REMAINING, 7.0, requests, until=1060.0)
+    now[0] = 1030.0
+    metrics.see(catalog.QUOTA_REMAINING, 5.0, tokens, until=1090.0)
+    assert list(metrics.newest()) == [
+        (catalog.QUOTA_REMAINING, requests, 7.0, 1000.0),
+        (catalog.QUOTA_REMAINING, tokens, 5.0, 1030.0),
+    ]
+    now[0] = 1060.0
+    assert list(metrics.newest()) == [(catalog.QUOTA_REMAINING, tokens, 5.0, 1030.0)]
+    metrics.see(catalog.QUOTA_REMAINING, 9.0, requests, until=1120.0)
+    assert [value for _, _, value, _ in metrics.newest()] == [9.0, 5.0]
+    now[0] = 1120.0
+    assert list(metrics.newest()) == []

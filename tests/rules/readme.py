@@ -42,7 +42,7 @@ def routes_table() -> str:
 
 
 def metrics_table() -> str:
-    """Exposed name, type, labels, meaning: `catalog.METRICS`."""
+    """Exposed name, type, labels, meaning: `catalog.METRICS`, and the one family that nobody adds to."""
     rows = (
         (
             f"`{row.name}{'_total' if row.type is Type.COUNTER else ''}`",
@@ -50,7 +50,7 @@ def metrics_table() -> str:
             ", ".join(f"`{label}`" for label in row.labels),
             row.help,
         )
-        for row in catalog.METRICS
+        for row in (*catalog.METRICS, catalog.WORKER_UP)
     )
     return _table(("metric", "type", "labels", "meaning"), rows)
 
