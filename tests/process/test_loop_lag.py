@@ -1,0 +1,131 @@
+"""What blocks the event loop is measured all the time and, while it lasts, reported with the stack that does it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from observability import catalog, lag, logs
+from observability.metrics import Metrics
+from tests.support.poll import poll
+from tests.support.scrape import gateway_of, scrape
+
+
+class Watched:
+    """A loop under watch, with its metrics and the lines that were logged."""
+
+    def __init__(self) -> None:
+        self.raw: list[bytes] = []
+        self.metrics = Metrics(CollectorRegistry(), routes=frozenset(), models=frozenset())
+        self.monitor = lag.LagMonitor(self.metrics, logs.install(self.raw.append, "info"))
+
+    def reports(self) -> list[dict[str, Any]]:
+        """The stalls that were reported."""
+        lines = [json.loads(line) for line in self.raw]
+        assert all(line["event"] == "loop_blocked" for line in lines)
+        return lines
+
+    def histogram(self) -> tuple[int, float]:
+        """How many looks were taken, and how many of them came later than the threshold of a report."""
+        (family,) = self.metrics.collect()
+        assert family.name == catalog.EVENT_LOOP_LAG.name
+        at = {sample.labels.get("le", sample.name): sample.value for sample in family.samples}
+        return int(at["+Inf"]), at["+Inf"] - at[str(lag.BLOCKED)]
+
+    def run(self, *steps: Callable[[], object]) -> None:
+        """Each step on the loop, with a few looks between them."""
+
+        async def main() -> None:
+            self.monitor.start()
+            for step in steps:
+                await asyncio.sleep(2 * lag.PERIOD)
+                step()
+            await asyncio.sleep(2 * lag.PERIOD)
+            self.monitor.stop()
+
+        asyncio.run(main())
+
+
+@pytest.fixture
+def watched() -> Watched:
+    return Watched()
+
+
+def sleeps_where_it_must_not() -> None:
+    """A blocking call, as somebody might make by mistake."""
+    time.sleep(lag.BLOCKED + 3 * lag.PERIOD)
+
+
+def test_a_blocked_loop_is_reported_once_while_it_lasts_with_the_stack_that_blocks_it(watched: Watched) -> None:
+    seen_inside: list[int] = []
+
+    def blocks() -> None:
+        sleeps_where_it_must_not()
+        seen_inside.append(len(watched.raw))
+
+    watched.run(blocks)
+    assert seen_inside == [1]
+    (line,) = watched.reports()
+    assert line["level"] == "warning"
+    assert lag.BLOCKED <= line["blocked_s"] < lag.BLOCKED + 3 * lag.PERIOD
+    *_, caller, innermost = line["stack"]
+    here, name = __file__, sleeps_where_it_must_not.__name__
+    assert innermost == f"{name} ({here}:{sleeps_where_it_must_not.__code__.co_firstlineno + 2})"
+    assert caller.startswith(f"blocks ({here}:")
+    looks, late = watched.histogram()
+    assert looks > 2
+    assert late == 1
+
+
+def test_two_stalls_are_two_reports(watched: Watched) -> None:
+    watched.run(sleeps_where_it_must_not, sleeps_where_it_must_not)
+    assert len(watched.reports()) == 2
+    assert watched.histogram()[1] == 2
+
+
+def test_a_report_names_places_and_never_values_or_source_text(watched: Watched) -> None:
+    def blocks(secret: str) -> None:
+        deadline = time.monotonic() + lag.BLOCKED + 3 * lag.PERIOD
+        while time.monotonic() < deadline:
+            len(secret)
+
+    watched.run(lambda: blocks("sk-ant-canary"))
+    (line,) = watched.reports()
+    assert "canary" not in json.dumps(line)
+    assert "deadline" not in json.dumps(line)
+
+
+def test_a_loop_that_gets_its_turns_is_measured_and_nothing_is_reported(watched: Watched) -> None:
+    watched.run(lambda: None, lambda: None)
+    assert watched.reports() == []
+    assert watched.histogram()[0] >= 3
+
+
+def test_a_gateways_worker_reports_a_blocked_loop_and_its_histogram_grows() -> None:
+    with gateway_of(1) as gateway:
+        (worker,) = gateway.worker_pids()
+        count = "claude_proxy_event_loop_lag_seconds_count"
+        before = poll(lambda: scrape(gateway).of(count).get("0"), what="a first look")
+
+        def stalled() -> list[dict[str, Any]]:
+            # A stopped process wakes with all its threads late; the watching one may come too late to see it.
+            os.kill(worker, signal.SIGSTOP)
+            time.sleep(2 * (lag.BLOCKED + lag.PERIOD))
+            os.kill(worker, signal.SIGCONT)
+            time.sleep(lag.PERIOD)
+            return [line for line in gateway.log() if line["event"] == "loop_blocked"]
+
+        (line, *_) = poll(stalled, what="a report", seconds=30)
+        assert line["blocked_s"] >= lag.BLOCKED
+        assert any("run_forever" in place for place in line["stack"])
+        figures = scrape(gateway)
+        assert figures.of(count)["0"] > before
+        assert figures.of("claude_proxy_event_loop_lag_seconds_sum")["0"] > lag.BLOCKED
