@@ -284,5 +284,8 @@ class Attr:
     CLAUDE_CODE_AGENT = "claude_code.agent_id"
 
 
+LATER = frozenset({Attr.RESEND_COUNT})
+"""Declared, and not emitted yet: retries come with the policy of §7."""
+
 FIRST_CHUNK_EVENT = "first_chunk"
 """Span event on the `chat` span at the first content_block_delta."""

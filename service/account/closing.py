@@ -123,7 +123,7 @@ def _fields(record: Record) -> dict[str, Any]:
         "outcome": record.outcome.value,
         "error_type": record.error_type,
         "attempts": len(record.attempts),
-        "limit": next((a.limit for a in reversed(record.attempts) if a.limit), None),
+        "limit": _limit(record.attempts),
         "retry_after_s": _last(record.attempts),
         "total_s": _round(timings.total),
         "call_s": _round(timings.call),
@@ -152,6 +152,11 @@ def _chunks(answered: Answered) -> int:
     return 0 if answered.first_chunk is None else 1 + (sum(answered.pace.counts) if answered.pace is not None else 0)
 
 
+def _limit(attempts: tuple[Attempt, ...]) -> str | None:
+    """The limit that said 429 last."""
+    return next((attempt.limit for attempt in reversed(attempts) if attempt.limit), None)
+
+
 def _last(attempts: tuple[Attempt, ...]) -> float | None:
     return attempts[-1].retry_after if attempts else None
 
@@ -167,6 +172,7 @@ def _inference_attributes(record: Record) -> dict[str, str | int | float | list[
         Attr.FINISH_REASONS: [reason] if reason else None,
         Attr.TIME_TO_FIRST_CHUNK: answered.first_chunk,
         Attr.ANTHROPIC_REQUEST_ID: answered.upstream_request_id,
+        Attr.LIMIT: _limit(record.attempts),
         Attr.INPUT_TOKENS: usage.input_tokens,
         Attr.OUTPUT_TOKENS: usage.output_tokens,
         Attr.CACHE_READ_TOKENS: usage.cache_read_tokens,

@@ -15,6 +15,8 @@ from opentelemetry.trace import Span, TracerProvider
 from observability.catalog import Attr
 from service.upstream.transport import Transport
 
+_PORTS = {"http": 80, "https": 443}
+
 
 class Response(Protocol):
     """What callers need of an answer; `stream` raises `DiedMidBody` or `Stalled`, and must be closed."""
@@ -62,6 +64,11 @@ class Client:
     ) -> None:
         self.base_url = base_url
         self._make = make_transport
+        address = httpx.URL(base_url)
+        self._server: dict[str, str | int] = {
+            Attr.SERVER_ADDRESS: address.host,
+            Attr.SERVER_PORT: address.port or _PORTS[address.scheme],
+        }
         self._provider = provider
         self.idle_timeout = idle_timeout
         self._timeouts = {"connect": connect_timeout, "idle": idle_timeout}
@@ -74,6 +81,7 @@ class Client:
             self._transport = self._instrumented(self._make())
         if parent is None:
             return cast(Response, await self._transport.handle_async_request(request))
+        parent.set_attributes(self._server)
         with trace.use_span(parent, end_on_exit=False, record_exception=False, set_status_on_exception=False):
             return cast(Response, await self._transport.handle_async_request(request))
 

@@ -1,0 +1,218 @@
+"""What a run of everything emitted, on all three signals, is what the catalogue declares: no more, no less."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from observability import catalog, metrics
+from observability.catalog import Attr, LogEvent, Metric
+from service import __version__
+from service.app import ROUTES
+from service.upstream.anthropic import MODELS
+from service.web import ops
+from tests.support.mix import CLIENT_KEYS, send_everything, send_into_the_void
+from tests.support.otlp import OtlpSink, SpanSeen
+from tests.support.poll import poll
+from tests.support.processes import Gateway, Simulator
+from tests.support.scrape import OPEN_METRICS, all_up, fetch
+
+DECLARED = {metric.name: metric for metric in (*catalog.METRICS, catalog.WORKER_UP)}
+CLOSED = {label: set(values) for label, values in metrics._CLOSED.items()} | {
+    catalog.ROUTE: {*ROUTES, catalog.OTHER},
+    catalog.MODEL: {*MODELS, catalog.OTHER},
+    "worker": {"0", "1"},
+    "version": {__version__},
+}
+HTTP_KEYS = frozenset(
+    (
+        "client.address", "http.request.method", "http.request.method_original", "http.response.status_code", "http.route",
+        "network.peer.address", "network.peer.port", "network.protocol.version", "server.address", "server.port",
+        "url.full", "url.path", "url.query", "url.scheme", "user_agent.original", "error.type",
+    )
+)  # fmt: skip
+"""Attribute keys that the Flask and httpx instrumentations set: stable HTTP conventions."""
+METHODS = ("GET", "POST", "DELETE", "HEAD", "OPTIONS")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that came out of one run."""
+
+    families: dict[str, Family]
+    spans: list[SpanSeen]
+    lines: list[str]
+
+    def samples(self, metric: Metric) -> Iterator[dict[str, str]]:
+        """The labels of each of a family's samples."""
+        yield from (sample.labels for sample in self.families[metric.name].samples)
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    with (
+        OtlpSink() as sink,
+        Simulator("--fast", "--batch-seconds", "0.1") as simulator,
+        Gateway(
+            simulator.url,
+            CLAUDE_PROXY_WORKERS="2",
+            CLAUDE_PROXY_IDLE_TIMEOUT="0.5",
+            CLAUDE_PROXY_CLIENT_KEYS=CLIENT_KEYS,
+            OTEL_EXPORTER_OTLP_ENDPOINT=sink.url,
+            OTEL_BSP_SCHEDULE_DELAY="50",
+        ) as gateway,
+    ):
+        all_up(gateway, 2)
+        sent = send_everything(gateway)
+        simulator.stop()
+        send_into_the_void(gateway)
+        sent += 1
+        gateway.settled()
+        lines = gateway.wait_requests(sent)
+        assert len(lines) == sent
+        sink.wait(lambda span: span.kind == "SERVER", sent)
+        poll(
+            lambda: "claude_proxy_telemetry_last_success" in (text := _text(gateway)) and 'signal="spans"' in text,
+            what="an export to be told",
+        )
+        parsed = text_string_to_metric_families(_text(gateway))  # type: ignore[no-untyped-call]
+        families = {family.name: family for family in parsed}
+        assert gateway.stop() == 0
+        return Run(families, sink.spans, gateway.lines)
+
+
+def _text(gateway: Gateway) -> str:
+    return str(fetch(gateway, "GET", "/metrics", accept=OPEN_METRICS).text)  # type: ignore[attr-defined]
+
+
+def test_every_family_is_declared_and_every_declared_family_was_emitted(run: Run) -> None:
+    stock = {name for name in run.families if name.startswith(catalog.STOCK_PREFIXES)}
+    assert run.families.keys() - stock == DECLARED.keys()
+
+
+def test_every_family_has_its_type_and_its_sentence(run: Run) -> None:
+    told = {name: (family.type, family.documentation) for name, family in run.families.items() if name in DECLARED}
+    assert told == {name: (metric.type.value, metric.help) for name, metric in DECLARED.items()}
+
+
+def test_every_family_has_exactly_its_labels(run: Run) -> None:
+    seen = {name: {key for labels in run.samples(metric) for key in labels} for name, metric in DECLARED.items()}
+    of_all = {"worker"}
+    assert seen == {
+        name: {*metric.labels} | (set() if metric.per_host else of_all) | ({"le"} if metric.buckets else set())
+        for name, metric in DECLARED.items()
+    }
+
+
+def test_every_histogram_has_its_buckets(run: Run) -> None:
+    for metric in DECLARED.values():
+        edges = {float(labels["le"]) for labels in run.samples(metric) if "le" in labels}
+        assert edges == {*metric.buckets, *([float("inf")] if metric.buckets else [])}, metric.name
+
+
+def test_no_label_has_a_value_outside_its_set(run: Run) -> None:
+    folded = {catalog.OTHER, "_OTHER"}
+    outside = {
+        (metric.name, key, value)
+        for metric in DECLARED.values()
+        for labels in run.samples(metric)
+        for key, value in labels.items()
+        if key in CLOSED and value not in CLOSED[key] | folded
+    }
+    assert outside == set()
+    unchecked = {key for m in DECLARED.values() for labels in run.samples(m) for key in labels} - CLOSED.keys()
+    assert unchecked == {"le", "metric", "python"}
+    assert {labels["metric"] for labels in run.samples(catalog.SERIES)} <= run.families.keys()
+    exceptional = {labels[catalog.MODEL] for labels in run.samples(catalog.REQUESTS) if catalog.MODEL in labels}
+    assert catalog.OTHER in exceptional, "the mix has a model that nobody knows"
+
+
+def test_the_stock_families_labels_are_closed_too(run: Run) -> None:
+    values: dict[str, set[str]] = {}
+    for name, family in run.families.items():
+        if name.startswith("flask_http"):
+            for sample in family.samples:
+                for key, value in sample.labels.items():
+                    values.setdefault(key, set()).add(value)
+    assert values.keys() == {"method", "status", "url_rule", "worker", "le"}
+    assert values["method"] <= {*METHODS, "_OTHER"}
+    assert values["url_rule"] <= {*ROUTES, *ops.RULES, "None"}
+    assert all(re.fullmatch("[2-5][0-9][0-9]", status) for status in values["status"])
+
+
+def test_exemplars_stand_on_every_family_that_says_so_and_on_no_other(run: Run) -> None:
+    carriers = {name for name, family in run.families.items() if any(s.exemplar for s in family.samples)}
+    assert carriers == {metric.name for metric in DECLARED.values() if metric.exemplar}
+
+
+def test_every_exemplar_leads_to_a_span_that_was_exported(run: Run) -> None:
+    exported = {(span.trace_id, span.span_id) for span in run.spans}
+    pointed = {
+        (sample.exemplar.labels["trace_id"], sample.exemplar.labels["span_id"])
+        for family in run.families.values()
+        for sample in family.samples
+        if sample.exemplar
+    }
+    assert pointed <= exported
+
+
+def test_every_line_is_json_with_a_declared_event(run: Run) -> None:
+    lines: list[dict[str, Any]] = [json.loads(line) for line in run.lines]
+    events = {line["event"] for line in lines}
+    assert events <= {event.value for event in LogEvent}
+    assert events >= {LogEvent.REQUEST.value, LogEvent.CALL.value, LogEvent.LOG.value}
+    assert all({"level", "timestamp"} <= line.keys() for line in lines)
+    assert [line for line in lines if line["event"] == "log" and line["level"] not in ("info", "debug")] == []
+
+
+def test_every_span_attribute_is_declared_or_an_instrumentors_and_every_declared_one_was_emitted(run: Run) -> None:
+    declared = {value for name, value in vars(Attr).items() if name.isupper()}
+    seen = {key for span in run.spans for key in span.attributes}
+    assert seen - declared - HTTP_KEYS == set()
+    assert declared - seen == catalog.LATER
+
+
+def test_our_own_spans_carry_only_declared_attributes(run: Run) -> None:
+    declared = {value for name, value in vars(Attr).items() if name.isupper()}
+    own = [span for span in run.spans if span.scope == "claude-proxy"]
+    assert {key for span in own for key in span.attributes} <= declared
+    assert {event[0] for span in own for event in span.events} == {catalog.FIRST_CHUNK_EVENT}
+    # The instrumentations put their exceptions down as the SDK does.
+    assert {event[0] for span in run.spans if span not in own for event in span.events} <= {"exception"}
+
+
+def test_span_names_are_those_of_the_design(run: Run) -> None:
+    allowed: dict[tuple[str, str], Callable[[str], bool]] = {
+        ("SERVER", "opentelemetry.instrumentation.flask"): {
+            *(f"{method} {rule}" for method in METHODS for rule in ROUTES), *METHODS, "HTTP",
+        }.__contains__,
+        ("CLIENT", "opentelemetry.instrumentation.httpx"): METHODS.__contains__,
+        ("CLIENT", "claude-proxy"): lambda name: re.fullmatch(r"chat \S+", name) is not None,
+    }  # fmt: skip
+    wrong = [s for s in run.spans if (s.kind, s.scope) not in allowed or not allowed[s.kind, s.scope](s.name)]
+    assert wrong == []
+    assert {"POST /v1/messages", "POST /generate", "POST /batch_generate", "POST /anthropic/v1/messages"} <= {
+        span.name for span in run.spans
+    }
+
+
+def test_the_mix_had_every_outcome_that_a_request_can_have_while_the_gateway_stays_up(run: Run) -> None:
+    seen = {labels["outcome"] for labels in run.samples(catalog.REQUESTS)}
+    assert seen == {o.value for o in catalog.Outcome} - {
+        "client_limited",
+        "queue_rejected",
+        "draining",
+        "internal_error",
+        "interrupted",
+    }
+    assert {labels["limit"] for labels in run.samples(catalog.UPSTREAM_429)} == {*catalog.LIMITS_429} - {"unknown"}
+    assert {labels["outcome"] for labels in run.samples(catalog.STREAM_OUTCOMES)} == {
+        "completed", "cut_off", "stalled", "client_abort", "upstream_error",
+    }  # fmt: skip
