@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum, auto
@@ -53,6 +54,8 @@ class Lifetime:
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
         self.started = clock()
+        self.started_ns = time.time_ns()
+        """The same moment on the wall clock, for the SERVER span."""
         self.ending: Ending | None = None
         self.client = Waits(clock)
         """Waiting for the client: its body, or room in its socket."""
