@@ -21,6 +21,8 @@ _SPARE = 8
 """Room promised for spans of a kept trace that have not ended yet."""
 
 Drop = Callable[[str, int], None]
+Clean = Callable[[ReadableSpan], ReadableSpan]
+"""Takes out of a span what must not leave; called by the exporting thread."""
 
 
 class _Local:
@@ -40,15 +42,23 @@ class SpanQueue(SpanProcessor):
     """The provider's only span processor. Without an exporter decisions are the same and nothing leaves."""
 
     def __init__(
-        self, exporter: SpanExporter | None, *, bound: int, delay: float, on_success: Callable[[], None], on_drop: Drop
+        self,
+        exporter: SpanExporter | None,
+        *,
+        bound: int,
+        delay: float,
+        on_success: Callable[[], None],
+        on_drop: Drop,
+        clean: Clean = lambda span: span,
     ) -> None:
-        self._exporter = exporter
+        self._exporter, self._clean = exporter, clean
         self._bound, self._delay = bound, delay
         self._on_success, self._on_drop = on_success, on_drop
         self._open: dict[int, _Local] = {}
         self._queue: deque[ReadableSpan] = deque()
         self._reserved = 0
-        self._lock = threading.Lock()  # under a WSGI server requests run in threads
+        # Under a WSGI server requests run in threads; re-entrant, because garbage found inside may hold a span that ends.
+        self._lock = threading.RLock()
         self._wake = threading.Event()
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -66,11 +76,16 @@ class SpanQueue(SpanProcessor):
             return local.kept
         local.decided = True
         wanted = len(local.ended) + _SPARE
-        with self._lock:
-            if len(self._queue) + self._reserved + wanted <= self._bound:
-                local.kept, local.reserved = True, wanted
-                self._reserved += wanted
+        local.kept = self._reserve(local, wanted)
         return local.kept
+
+    def _reserve(self, local: _Local, more: int) -> bool:
+        with self._lock:
+            room = len(self._queue) + self._reserved + more <= self._bound
+            if room:
+                local.reserved += more
+                self._reserved += more
+        return room
 
     def is_upgraded(self, span_id: int) -> bool:
         """Whether the open trace of this span has been promised already."""
@@ -91,10 +106,18 @@ class SpanQueue(SpanProcessor):
         """The SDK's hook: hold the span; at the end of its request let all of them go."""
         context = span.get_span_context()
         local = self._open.get(context.span_id) if context is not None else None
-        if local is None or context is None:
+        if context is None:
+            return
+        if local is None:
+            self._end_late(span, context)
+            return
+        is_root = local.root == context.span_id
+        # The last place is the root's: a kept trace is never without it.
+        if local.kept and not is_root and len(local.ended) + 1 >= local.reserved and not self._reserve(local, _SPARE):
+            self._on_drop("queue_full", 1)
             return
         local.ended.append(span)
-        if local.root != context.span_id:
+        if not is_root:
             return
         if not local.decided and context.trace_flags.sampled:  # a root that no closing act spoke for
             self.keep(trace.NonRecordingSpan(context), upgrade=False)
@@ -109,13 +132,25 @@ class SpanQueue(SpanProcessor):
         if local.decided and not local.kept:
             self._on_drop("queue_full", len(local.ended))
 
+    def _end_late(self, span: ReadableSpan, context: trace.SpanContext) -> None:
+        """A span whose request has ended before it: whether that was kept is forgotten, so its own flag decides."""
+        if not context.trace_flags.sampled:
+            return
+        with self._lock:
+            if len(self._queue) + self._reserved < self._bound:
+                if self._exporter is not None:
+                    self._queue.append(span)
+                return
+        self._on_drop("queue_full", 1)
+
     def shutdown(self, timeout: float = 30.0) -> None:
         """Export what waits, for at most `timeout` seconds; the rest is counted as lost."""
         self._closing = True
         self._wake.set()
-        if self._thread is not None:
-            self._thread.join(timeout)
-        if lost := len(self._queue):
+        if self._thread is None:
+            return
+        self._thread.join(timeout)
+        if self._thread.is_alive() and (lost := self._in_hand + len(self._queue)):
             self._on_drop("export_failed", lost)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
@@ -129,12 +164,15 @@ class SpanQueue(SpanProcessor):
             self._wake.wait(self._delay)
             self._wake.clear()
             while self._queue:
-                self._export([self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))])
+                batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
+                self._in_hand = len(batch)
+                self._export(batch)
+                self._in_hand = 0
 
     def _export(self, batch: list[ReadableSpan]) -> None:
         assert self._exporter is not None
         try:
-            result = self._exporter.export(batch)
+            result = self._exporter.export([self._clean(span) for span in batch])
         except Exception:  # noqa: BLE001 counted; an exporter's bug must not stop the thread
             self._on_drop("encode_failed", len(batch))
             return

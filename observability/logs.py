@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import select
+import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, cast
@@ -15,11 +18,13 @@ import structlog
 from opentelemetry import trace
 from structlog.typing import FilteringBoundLogger
 
-from observability import catalog
+from observability import catalog, scrub
 
 MAX_WAITING = 10_000
 """Lines that may wait for stdout (about 10 MB) before further ones are dropped and counted."""
 
+PATIENCE = 0.5
+"""Seconds that a process which serves nothing waits for a stalled stdout, per line."""
 GATHER = 0.01
 """Seconds that a line may wait for others: waking the thread for each one would cost the loop more than writing it."""
 
@@ -71,9 +76,13 @@ class LineWriter:
                 return
 
     def _put(self, data: bytes, count: int) -> None:
+        data = scrub.clean_line(data)
         try:
             while data:
-                data = data[os.write(self._descriptor, data) :]
+                try:
+                    data = data[os.write(self._descriptor, data) :]
+                except BlockingIOError:  # whoever shares our stdout made it so; a full one is still not a lost one
+                    select.select((), (self._descriptor,), (), 1.0)
         except OSError:
             self._on_drop("write_failed", count)
         else:
@@ -81,17 +90,25 @@ class LineWriter:
 
 
 def write_now(line: bytes) -> None:
-    """Write to stdout at once: for processes that serve nothing (the master, the command line)."""
+    """Write to stdout at once: for processes that serve nothing (the master, the command line).
+
+    A reader that stalls costs the line, not the process: a master that waited for it could not be stopped any more.
+    """
+    deadline = time.monotonic() + PATIENCE
     try:
-        os.write(1, line)
-    except OSError:  # stdout is gone, and with it the only place to say so
+        while line and select.select((), (1,), (), max(0.0, deadline - time.monotonic()))[1]:
+            line = line[os.write(1, line[: select.PIPE_BUF]) :]  # as much as surely fits
+    except (OSError, ValueError):  # stdout is gone, and with it the only place to say so
         return
 
 
-def install(write: Callable[[bytes], None], level: str) -> FilteringBoundLogger:
-    """Route the standard library's logging through `write` and return our own logger."""
+def install(write: Callable[[bytes], None], level: str, *, quoting: bool = True) -> FilteringBoundLogger:
+    """Route the standard library's logging through `write` and return our own logger.
+
+    `quoting` tells exceptions with their words, which may be anything: for processes that see no request.
+    """
     number = logging.getLevelNamesMapping()[level.upper()]
-    handler = _Handler(write)
+    handler = _Handler(write, quoting=quoting)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(number, logging.INFO))
@@ -106,7 +123,7 @@ def install(write: Callable[[bytes], None], level: str) -> FilteringBoundLogger:
             structlog.processors.add_log_level,
             _timestamp,
             _trace_ids,
-            structlog.processors.format_exc_info,
+            structlog.processors.format_exc_info if quoting else _wordless_exception,
             _render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
@@ -126,19 +143,20 @@ class _Line:
 class _Handler(logging.Handler):
     """The standard library's records in the same shape, as event `log`."""
 
-    def __init__(self, write: Callable[[bytes], None]) -> None:
+    def __init__(self, write: Callable[[bytes], None], *, quoting: bool) -> None:
         super().__init__()
-        self._write = write
+        self._write, self._quoting = write, quoting
 
     def emit(self, record: logging.LogRecord) -> None:
         fields: dict[str, Any] = {
             "event": catalog.LogEvent.LOG,
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": _message(record),
+            "message": _message(record, self._quoting),
         }
-        if record.exc_info:
-            fields["exception"] = _formatter.formatException(record.exc_info)
+        if record.exc_info and record.exc_info[1] is not None:
+            error = record.exc_info[1]
+            fields["exception"] = _formatter.formatException(record.exc_info) if self._quoting else scrub.told(error)
         line = _render(None, "", _trace_ids(None, "", _timestamp(None, "", fields)))
         self._write(line)
 
@@ -155,9 +173,22 @@ def _trace_ids(_logger: Any, _method: str, fields: MutableMapping[str, Any]) -> 
     return fields
 
 
-def _message(record: logging.LogRecord) -> str:
+def _wordless_exception(_logger: Any, _method: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    given = fields.pop("exc_info", None)
+    error = given if isinstance(given, BaseException) else sys.exc_info()[1] if given else None
+    if error is not None:
+        fields["exception"] = scrub.told(error)
+    return fields
+
+
+def _message(record: logging.LogRecord, quoting: bool) -> str:
     try:
-        return record.getMessage()
+        if quoting:
+            return record.getMessage()
+        record.args = scrub.wordless(record.args)
+        message = record.getMessage()
+        # asyncio goes on with the repr of the task that failed, exception and all.
+        return message.partition("\n")[0] if record.name == "asyncio" else message
     except Exception:  # noqa: BLE001 a library's mistake in its own log call must not raise into a request
         return str(record.msg)
 

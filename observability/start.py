@@ -58,9 +58,9 @@ def start(
     if stdout is not None:
         writer = logs.LineWriter(stdout, lambda reason, n: dropped("logs", reason, n), lambda: succeeded("logs"))
     traced = tracing.Tracing(
-        service_name, version, traces, lambda: succeeded("spans"), lambda reason, n: dropped("spans", reason, n)
+        service_name, version, traces, lambda: succeeded("spans"), lambda reason, n: dropped("spans", reason, n), routes
     )
-    log = logs.install(writer.write if writer is not None else _nowhere, log_level)
+    log = logs.install(writer.write if writer is not None else _nowhere, log_level, quoting=False)
     return Telemetry(made, traced, log, writer)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 
 from opentelemetry import propagate
@@ -18,6 +18,7 @@ from opentelemetry.util.types import AttributeValue
 from observability import catalog
 from observability.export import Drop, SpanQueue
 from observability.sampling import HeadSampler
+from observability.scrub import Scrubber
 
 Attributes = Mapping[str, AttributeValue | None]
 
@@ -45,7 +46,13 @@ class Tracing:
     """
 
     def __init__(
-        self, service_name: str, version: str, options: Options, on_success: Callable[[], None], on_drop: Drop
+        self,
+        service_name: str,
+        version: str,
+        options: Options,
+        on_success: Callable[[], None],
+        on_drop: Drop,
+        routes: Set[str] = frozenset(),
     ) -> None:
         self.slow = options.slow
         propagate.set_global_textmap(TraceContextTextMapPropagator())
@@ -54,7 +61,12 @@ class Tracing:
         )
         exporter = OTLPSpanExporter(endpoint=f"{options.endpoint}/v1/traces") if options.endpoint else None
         self._queue = SpanQueue(
-            exporter, bound=options.queue, delay=options.delay, on_success=on_success, on_drop=on_drop
+            exporter,
+            bound=options.queue,
+            delay=options.delay,
+            on_success=on_success,
+            on_drop=on_drop,
+            clean=Scrubber(routes).clean,
         )
         sampler = ALWAYS_OFF if options.off else HeadSampler(options.ratio, options.per_second, self._queue)
         self.provider = TracerProvider(resource=resource, sampler=sampler, shutdown_on_exit=False)

@@ -48,9 +48,14 @@ def options(settings: Settings) -> dict[str, Any]:
         "limit_request_field_size": 65_536,
         # The watcher sees a client leave within milliseconds; this is only the backstop.
         "asgi_disconnect_grace_period": 3,
+        "pre_request": _say_nothing,
         "on_reload": _on_reload,
         "pre_fork": _pre_fork,
     }
+
+
+def _say_nothing(worker: Worker, request: Any) -> None:
+    """gunicorn's own would write every path at level debug, whatever a client put into it."""
 
 
 def _on_reload(arbiter: StockArbiter) -> None:

@@ -11,7 +11,7 @@ from typing import TypeVar
 import msgspec
 from flask import Flask, Response, g, request
 
-from observability.catalog import Attr
+from observability.catalog import OTHER, Attr
 from service.account.exchange import Call, Exchange
 from service.errors import BadRequest
 from service.pipeline import Pipeline
@@ -104,7 +104,7 @@ class Native:
         channel, exchange = Channel.of(request.environ), reply.current_exchange()
         exchange.provider = anthropic.NAME
         body, peek = await self._body(route, channel)
-        exchange.model = None if peek is None else peek.model
+        exchange.model = None if peek is None else _shown(peek.model)
         exchange.streaming = bool(peek and peek.stream)
         call = self._open(exchange, route, peek, channel)
         prepared = Prepared(
@@ -195,6 +195,14 @@ def _peek(body: bytes, headers: RawHeaders) -> _Peek | None:
     elif encoding != b"identity":
         return None
     return decode(body, _Peek)
+
+
+_MODEL = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+def _shown(model: str) -> str:
+    """The model as telemetry tells it: what is no name (a prompt in the wrong place, a megabyte) is not repeated."""
+    return model if _MODEL.fullmatch(model) else OTHER
 
 
 _NAMED = re.compile(r"(?:missing required|contains unknown) field `(.+)`")

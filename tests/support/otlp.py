@@ -54,6 +54,8 @@ class OtlpSink:
 
     def __init__(self) -> None:
         self.spans: list[SpanSeen] = []
+        self.bodies: list[bytes] = []
+        """What was posted, as it came (inflated)."""
         self.status = 200
         sink = self
 
@@ -62,6 +64,7 @@ class OtlpSink:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 if self.headers.get("content-encoding") == "gzip":
                     body = gzip.decompress(body)
+                sink.bodies.append(body)
                 if sink.status == 200:
                     sink._take(ExportTraceServiceRequest.FromString(body))
                 self.send_response(sink.status)
