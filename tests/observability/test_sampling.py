@@ -58,8 +58,9 @@ def test_the_callers_flag_wins_over_ratio_and_rate_in_both_directions(flags: int
 
 
 def test_what_is_left_is_recorded_all_the_same_because_its_end_may_upgrade_it() -> None:
-    assert LEFT.is_recording()
-    assert not LEFT.is_sampled()
+    span = TracerProvider(sampler=sampler(0.0), shutdown_on_exit=False).get_tracer("test").start_span("x", Context())
+    assert span.is_recording()
+    assert not span.get_span_context().trace_flags.sampled
 
 
 def test_the_rate_cap_is_a_bucket_one_second_deep_that_fills_with_time() -> None:

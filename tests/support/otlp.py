@@ -50,13 +50,17 @@ def _value(value: AnyValue) -> Any:
 
 
 class OtlpSink:
-    """Collects spans posted to `/v1/traces`. `status` can be changed to make it refuse."""
+    """Collects spans posted to `/v1/traces`. `status` can be changed to make it refuse, `garbage` to make it answer with
+    bytes that are no HTTP, and `free` cleared to make it take requests and not answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.spans: list[SpanSeen] = []
         self.bodies: list[bytes] = []
         """What was posted, as it came (inflated)."""
         self.status = 200
+        self.garbage = b""
+        self.free = threading.Event()
+        self.free.set()
         sink = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -65,6 +69,12 @@ class OtlpSink:
                 if self.headers.get("content-encoding") == "gzip":
                     body = gzip.decompress(body)
                 sink.bodies.append(body)
+                if not sink.free.is_set():
+                    sink.free.wait(30)
+                    return
+                if sink.garbage:
+                    self.wfile.write(sink.garbage)
+                    return
                 if sink.status == 200:
                     sink._take(ExportTraceServiceRequest.FromString(body))
                 self.send_response(sink.status)
@@ -74,7 +84,7 @@ class OtlpSink:
             def log_message(self, format: str, *args: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
@@ -122,5 +132,6 @@ class OtlpSink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.free.set()
         self._server.shutdown()
         self._server.server_close()
