@@ -24,6 +24,7 @@ MEASURES: dict[str, Callable[[Bench], None]] = {
     "many": Bench.many,
     "batch": Bench.batch,
     "export": Bench.export,
+    "scrape": Bench.scrape,
     "start": Bench.start,
 }
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from tests.bench import machine
 from tests.bench.load import Closed, Command, Streams
+from tests.bench.scrape import ROUNDS, Scraped, measure
 from tests.bench.subjects import DIRECT, EVERYTHING, GATEWAY, NOTHING, PASS, Stage, Subject, say
 
 CONNECTIONS = 16
@@ -89,6 +90,7 @@ class Results:
     many: dict[str, Many] = field(default_factory=dict)
     batch: list[Batch] = field(default_factory=list)
     ready_seconds: list[float] = field(default_factory=list)
+    scrape: list[Scraped] = field(default_factory=list)
     spans_kept: float | None = None
     """SERVER spans that reached the OTLP sink, per request of a burst of full load."""
 
@@ -188,6 +190,11 @@ class Bench:
                 Command("closed", port, seconds=60, count=BATCH_PROMPTS, path="/generate", mark=mark)
             )
             self.results.batch.append(Batch(batch.seconds, singles.seconds, batch.bad + singles.bad))
+
+    def scrape(self) -> None:
+        """`/metrics` of several workers with many series each."""
+        say("scrape: the answer of several workers")
+        self.results.scrape = measure(self._stage.layout.service, 6 if self._plan.quick else ROUNDS)
 
     def start(self) -> None:
         """Starts of the gateway, one after the other, each until `/readyz` says so."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from tests.bench.measures import BATCH_DELAY_MS, BATCH_PROMPTS, CHUNKS, CONNECTIONS, GAP_MS, STREAMS, Results, Under
+from tests.bench.scrape import SERIES, WORKERS
 from tests.bench.stats import median, ratio_median
 from tests.bench.subjects import DIRECT, FLOOR, GATEWAY, NO_EXPORT, NO_OWN, NOTHING
 
@@ -168,6 +169,12 @@ def _promises(results: Results) -> str:
         rows.append(("idle MB of a worker", f"{many.idle_kb / 1024:.0f}", "80", ""))
     if results.ready_seconds:
         rows.append(("start to ready, s", f"{median(results.ready_seconds):.2f}", "1", ""))
+    if scraped := results.scrape:
+        size = f"{WORKERS} x {SERIES:,} series, {median([s.kilobytes for s in scraped]):,.0f} KB"
+        rows.append((f"CPU ms of one scrape of {size}", f"{median([s.cpu_ms for s in scraped]):.0f}", "150", ""))
+        rows.append(
+            ("longest turn on any loop meanwhile, CPU ms", f"{max(s.longest_ms for s in scraped):.1f}", "5", "")
+        )
     if results.batch:
         batch, singles = median(b.batch for b in results.batch), median(b.singles for b in results.batch)
         what = f"{BATCH_PROMPTS} prompts of {BATCH_DELAY_MS} ms: batch / one by one, s"
