@@ -11,8 +11,6 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dotenv import dotenv_values
-
 import service
 from observability import catalog
 from service import parse, settings
@@ -26,7 +24,7 @@ claude-proxy is on http://{bind}  (Claude: {upstream})
   curl -s http://{bind}/generate -H 'content-type: application/json'{auth} -d '{{"prompt": "Hello"}}'
   curl -sN http://{bind}/v1/messages -H 'content-type: application/json' -H 'anthropic-version: 2023-06-01'{auth} \\
        -d '{{"model": "claude-opus-5-5", "max_tokens": 64, "stream": true, "messages": [{{"role": "user", "content": "Hello"}}]}}'
-  curl -s http://{bind}/metrics | grep ^{requests}_total
+  curl -s http://{bind}/metrics{token} | grep ^{requests}_total
 
 Each request is one JSON line below. Stop with Ctrl-C.
 """
@@ -51,7 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     version = f"claude-proxy {service.__version__} (Python {platform.python_version()})"
     parser.add_argument("--version", action="version", version=version)
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    parser.set_defaults(run=lambda _: _helped(parser))
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     serve = commands.add_parser(
         "serve", help="start the gateway", description="Start the gateway; settings come from the environment."
@@ -92,24 +91,31 @@ def _parser() -> argparse.ArgumentParser:
     return parser  # fmt: skip
 
 
+def _helped(parser: argparse.ArgumentParser) -> int:
+    parser.print_help(sys.stderr)
+    return 2
+
+
 def _add_env_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--env-file",
         type=Path,
-        default=Path(".env"),
-        help="read settings from this file too; the environment wins (default: .env)",
+        help="read settings from this file too; the environment wins (default: .env, if there is one)",
     )
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from service.gunicorn_conf import Application  # gunicorn's import is not needed by the other commands
+    from service.gunicorn_conf import Application, assert_free  # the other commands do not need gunicorn's import
 
     _keep_standard_descriptors()
-    _read_env_file(arguments.env_file)
+    environment = _environment(arguments)
     master = os.getpid()
-    simulator = _start_simulator() if arguments.simulate_without_key and not settings.names_a_provider() else None
+    alone = arguments.simulate_without_key and not settings.names_a_provider(environment.merged())
+    simulator = _start_simulator(environment) if alone else None
     try:
-        application = Application(settings.load)
+        application = Application(environment.load)
+        if not environment.gives_listeners:
+            assert_free(application.settings.bind)
         if arguments.simulate_without_key:
             _say_what_to_try(application.settings)
         application.run()
@@ -132,7 +138,7 @@ def _keep_standard_descriptors() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free: this one
 
 
-def _start_simulator() -> subprocess.Popen[str]:
+def _start_simulator(environment: settings.Environment) -> subprocess.Popen[str]:
     """Start it on a free port and point the settings at it. Raises `SettingsError` if it does not come up."""
     simulator = subprocess.Popen(
         [sys.executable, "-m", "service.simulator", "--port", "0"], stdout=subprocess.PIPE, text=True
@@ -141,24 +147,23 @@ def _start_simulator() -> subprocess.Popen[str]:
     _, found, address = line.strip().partition("listening on ")
     if not found:
         raise SettingsError("the simulator did not start; try `claude-proxy simulate` to see why")
-    os.environ["CLAUDE_PROXY_ANTHROPIC_BASE_URL"] = address
-    os.environ["ANTHROPIC_API_KEY"] = "sk-ant-simulated"
+    environment.override(CLAUDE_PROXY_ANTHROPIC_BASE_URL=address, ANTHROPIC_API_KEY="sk-ant-simulated")
     return simulator
 
 
 def _say_what_to_try(loaded: settings.Settings) -> None:
     auth = " -H 'x-api-key: YOUR_CLIENT_KEY'" if loaded.client_keys else ""
-    told = TRY.format(bind=loaded.bind, upstream=loaded.anthropic_base_url, auth=auth, requests=catalog.REQUESTS.name)
-    print(told, flush=True)
+    token = " -H 'authorization: Bearer YOUR_METRICS_TOKEN'" if loaded.metrics_token else ""
+    upstream, requests = loaded.anthropic_base_url, catalog.REQUESTS.name
+    print(TRY.format(bind=loaded.bind, upstream=upstream, auth=auth, token=token, requests=requests), flush=True)
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    _read_env_file(arguments.env_file)
-    loaded = settings.load()
-    for row in settings.TABLE:
-        value = getattr(loaded, row.attribute)
-        shown = ("set" if value else "not set") if row.secret or row.name == "HTTPS_PROXY" else value
-        print(f"{row.name:48} {shown}")
+    shown, problem = settings.overview(_environment(arguments).merged())
+    for name, value in shown.items():
+        print(f"{name:48} {value}".rstrip())
+    if problem:
+        raise SettingsError(problem)
     return 0
 
 
@@ -173,10 +178,9 @@ def _key(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _read_env_file(path: Path) -> None:
-    for name, value in dotenv_values(path).items():
-        if value is not None:
-            os.environ.setdefault(name, value)
+def _environment(arguments: argparse.Namespace) -> settings.Environment:
+    given: Path | None = arguments.env_file
+    return settings.Environment(given or Path(".env"), required=given is not None)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import logging
 import mmap
 import secrets
 import signal
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,19 @@ def options(settings: Settings) -> dict[str, Any]:
         "on_reload": _on_reload,
         "pre_fork": _pre_fork,
     }
+
+
+def assert_free(bind: str) -> None:
+    """Raises `SettingsError` if nobody can listen there; gunicorn would try five times, with two log lines each."""
+    host, _, port = bind.rpartition(":")
+    host = host.strip("[]")
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, int(port)))
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SettingsError(f"CLAUDE_PROXY_BIND={bind} cannot be listened on: {reason}.") from None
 
 
 def _say_nothing(worker: Worker, request: Any) -> None:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import ipaddress
 import re
-from collections.abc import Callable
+import socket
+import ssl
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
+
+from dotenv.parser import parse_stream
+from dotenv.variables import parse_variables
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +83,54 @@ def url(text: str) -> str:
     return text.rstrip("/")
 
 
+def base_url(text: str) -> str:
+    """The same without user and password: it is shown and logged, and the credential is a setting of its own."""
+    if "@" in urlsplit(url(text)).netloc:
+        raise ValueError("an http:// or https:// address without user or password")
+    return url(text)
+
+
+def without_userinfo(address: str) -> str:
+    """An address as it may be shown: user and password masked."""
+    return re.sub(r"(?<=://)[^/?#]*@", "***@", address)
+
+
 def bind(text: str) -> str:
     """HOST:PORT."""
     host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65_535:
+    if not colon or not host or not re.fullmatch("[0-9]+", port):
         raise ValueError("HOST:PORT")
+    if int(port) > 65_535:
+        raise ValueError("HOST:PORT with port 0 to 65535")
+    return text
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` (a name or address, brackets allowed) is this machine's loopback."""
+    name = host.strip("[]")
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"
+
+
+def resolves(bind: str) -> bool:
+    """Whether the host of HOST:PORT is an address, or a name that has one."""
+    try:
+        socket.getaddrinfo(bind.rpartition(":")[0].strip("[]"), None)
+    except (OSError, UnicodeError):
+        return False
+    return True
+
+
+def ca_file(text: str) -> str:
+    """A file of CA certificates that can be loaded, or nothing."""
+    if text:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(text)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+            raise ValueError(f"a readable file of CA certificates in PEM ({reason})") from None
     return text
 
 
@@ -110,3 +160,19 @@ def client_keys(text: str) -> tuple[ClientKey, ...]:
             raise ValueError(f"each name once; {match[1]!r} is there twice")
         keys[match[1]] = ClientKey(match[1], match[2].lower())
     return tuple(keys.values())
+
+
+def env_file(text: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables of an env file; `${NAME}` in a value is taken from the file above it, then from `environ`."""
+    values: dict[str, str] = {}
+    for found in parse_stream(io.StringIO(text)):
+        key, value = found.key, found.value
+        if key is None and not found.error:
+            continue  # a comment, or the end
+        if not key or value is None or "=" in key or "\0" in key + value:
+            original = found.original
+            above = original.string[: len(original.string) - len(original.string.lstrip())].count("\n")
+            raise ValueError(f"NAME=VALUE in line {original.line + above}")
+        known = {**environ, **values}
+        values[key] = "".join(atom.resolve(known) for atom in parse_variables(value))
+    return values

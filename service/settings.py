@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import os
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 from service import parse
 from service.errors import SettingsError
 from service.parse import ClientKey as ClientKey
+from service.parse import is_loopback as is_loopback
 
 PREFIX = "CLAUDE_PROXY_"
 
@@ -42,7 +42,7 @@ TABLE: tuple[Setting, ...] = (
     Setting("CLAUDE_PROXY_WORKERS", "workers", parse.count(1, 64), "1", "Worker processes."),
     Setting("CLAUDE_PROXY_LOG_LEVEL", "log_level", parse.choice("debug", "info", "warning", "error"), "info", "Least severe log line written."),
     Setting("ANTHROPIC_API_KEY", "anthropic_api_key", parse.key, "", "Provider key for Claude; `CLAUDE_API_KEY` is read too.", True),
-    Setting("CLAUDE_PROXY_ANTHROPIC_BASE_URL", "anthropic_base_url", parse.url, "https://api.anthropic.com", "Where Claude is, without `/v1`."),
+    Setting("CLAUDE_PROXY_ANTHROPIC_BASE_URL", "anthropic_base_url", parse.base_url, "https://api.anthropic.com", "Where Claude is, without `/v1`."),
     Setting("CLAUDE_PROXY_CREDENTIALS", "credentials", parse.choice("", "inject", "pass"), "", "`inject`: send the provider key instead of the client's credential; `pass`: forward the client's own. Empty: `inject` if there is a key."),
     Setting("CLAUDE_PROXY_CLIENT_KEYS", "client_keys", parse.client_keys, "", "Who may come in: `NAME:SHA256` entries, separated by spaces, commas or lines. Make one with `claude-proxy key NAME`.", True),
     Setting("CLAUDE_PROXY_METRICS_TOKEN", "metrics_token", parse.key, "", "Bearer token that `/metrics` asks for. Empty: open on loopback, closed elsewhere.", True),
@@ -51,13 +51,13 @@ TABLE: tuple[Setting, ...] = (
     Setting("CLAUDE_PROXY_BATCH_MAX_PROMPTS", "batch_max_prompts", parse.count(1, 100_000), "1000", "Longest list of prompts that `/batch_generate` takes."),
     Setting("CLAUDE_PROXY_CONNECT_TIMEOUT", "connect_timeout", parse.seconds, "5", "Seconds to get a connection to the provider."),
     Setting("CLAUDE_PROXY_FIRST_BYTE_TIMEOUT", "first_byte_timeout", parse.seconds, "600", "Seconds until the provider's answer begins."),
-    Setting("CLAUDE_PROXY_IDLE_TIMEOUT", "idle_timeout", parse.seconds, "300", "Seconds of silence inside an answer until it counts as stalled."),
+    Setting("CLAUDE_PROXY_IDLE_TIMEOUT", "idle_timeout", parse.seconds, "300", "Seconds of silence inside an answer, or inside a request's body, until it counts as stalled."),
     Setting("CLAUDE_PROXY_TOTAL_TIMEOUT", "total_timeout", parse.seconds, "3600", "Seconds a provider call may take in all; the client's `x-stainless-timeout` shortens the first byte's wait."),
     Setting("CLAUDE_PROXY_GRACEFUL_TIMEOUT", "graceful_timeout", parse.count(4, 3600), "30", "Seconds that open streams get to finish after SIGTERM; the last three are for ending the rest in-band."),
     Setting("CLAUDE_PROXY_KEEPALIVE", "keepalive", parse.count(1, 3600), "75", "Seconds an idle client connection is kept."),
     Setting("OTEL_SERVICE_NAME", "service_name", parse.text, "claude-proxy", "`service.name` of the spans."),
-    Setting("OTEL_EXPORTER_OTLP_ENDPOINT", "otlp_endpoint", parse.url, "", "Base address of an OTLP/HTTP receiver, e.g. `http://127.0.0.1:4318`. Empty: no spans leave. The SDK's other `OTEL_*` variables work as documented there."),
-    Setting("OTEL_TRACES_SAMPLER", "sampler", parse.choice("parentbased_always_on", "parentbased_traceidratio", "always_on", "traceidratio", "parentbased_always_off", "always_off"), "parentbased_always_on", "Head decision on traces whose caller sent none; the `…ratio` ones take the share in `OTEL_TRACES_SAMPLER_ARG`. What is not taken is still kept when it ends in an error, a 429, a retry or slowly. `always_off`: no spans at all."),
+    Setting("OTEL_EXPORTER_OTLP_ENDPOINT", "otlp_endpoint", parse.url, "", "Base address of an OTLP/HTTP receiver, e.g. `http://127.0.0.1:4318`. Empty: no spans leave. Of the SDK's other variables these work: `OTEL_EXPORTER_OTLP_HEADERS`, `…_TIMEOUT`, `…_COMPRESSION` and `…_CERTIFICATE`, `OTEL_RESOURCE_ATTRIBUTES`, and those in this table."),
+    Setting("OTEL_TRACES_SAMPLER", "sampler", parse.choice("parentbased_always_on", "parentbased_traceidratio", "always_on", "traceidratio", "parentbased_always_off", "always_off"), "parentbased_always_on", "Head decision on traces whose caller sent none; the `…ratio` ones take the share in `OTEL_TRACES_SAMPLER_ARG`. What is not taken is still kept when it ends in an error, a 429, a retry or slowly. `always_on` and `traceidratio` follow the caller's decision too, like their `parentbased_` forms. `always_off`: no spans at all."),
     Setting("OTEL_TRACES_SAMPLER_ARG", "sampler_ratio", parse.ratio, "1", "Share of trace ids from 0 to 1, for the `…ratio` samplers."),
     Setting("CLAUDE_PROXY_TRACES_PER_SECOND", "traces_per_second", parse.positive, "100", "Most traces a second that the head decision takes, per worker."),
     Setting("CLAUDE_PROXY_TRACE_SLOW", "trace_slow", parse.seconds, "60", "Seconds from which a request is slow, so that its trace is kept."),
@@ -65,7 +65,7 @@ TABLE: tuple[Setting, ...] = (
     Setting("OTEL_BSP_MAX_QUEUE_SIZE", "export_queue", parse.count(128, 1_000_000), "8192", "Spans that may wait for export (about 4 KB each); traces beyond are dropped and counted."),
     Setting("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "capture_content", parse.choice("NO_CONTENT"), "NO_CONTENT", "Prompts are never recorded; other values are refused until they work."),
     Setting("HTTPS_PROXY", "proxy", parse.url, "", "Forward proxy to the provider; `HTTP_PROXY` and `NO_PROXY` are honoured too."),
-    Setting("SSL_CERT_FILE", "ca_file", parse.text, "", "CA bundle for the provider's certificate. Empty: certifi's."),
+    Setting("SSL_CERT_FILE", "ca_file", parse.ca_file, "", "CA bundle for the provider's certificate. Empty: certifi's."),
 )  # fmt: skip
 """Every setting, in the order of the README."""
 
@@ -111,18 +111,8 @@ class Settings:
         return is_loopback(self.bind.rpartition(":")[0])
 
 
-def is_loopback(host: str) -> bool:
-    """Whether `host` (a name or address, brackets allowed) is this machine's loopback."""
-    name = host.strip("[]")
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return name == "localhost"
-
-
-def names_a_provider(environ: Mapping[str, str] | None = None) -> bool:
+def names_a_provider(env: Mapping[str, str]) -> bool:
     """Whether the environment says anything about which provider to use, or with whose key."""
-    env = os.environ if environ is None else environ
     names = ("ANTHROPIC_API_KEY", "CLAUDE_API_KEY", "CLAUDE_PROXY_CREDENTIALS", "CLAUDE_PROXY_ANTHROPIC_BASE_URL")
     return any(env.get(name) or env.get(f"{name}_FILE") for name in names)
 
@@ -136,11 +126,93 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     values["credentials"] = _credentials(values)
     settings = Settings(**values)
     if not settings.loopback and not settings.client_keys:
+        if not parse.resolves(settings.bind):
+            raise SettingsError(
+                f"CLAUDE_PROXY_BIND={settings.bind} cannot be resolved to an address: check its spelling."
+            )
         raise SettingsError(
             f"CLAUDE_PROXY_BIND={settings.bind} is reachable from other machines, and CLAUDE_PROXY_CLIENT_KEYS is empty: "
             "anyone could spend your provider key. Make client keys with `claude-proxy key NAME`, or bind to 127.0.0.1."
         )
     return settings
+
+
+def overview(env: Mapping[str, str]) -> tuple[dict[str, str], str]:
+    """Every setting as it may be shown to anybody, and what stops a start: empty if nothing does."""
+    try:
+        loaded = load(env)
+    except SettingsError as error:
+        return {row.name: _shown(row, env, None) for row in TABLE}, str(error)
+    return {row.name: _shown(row, env, loaded) for row in TABLE}, ""
+
+
+def _shown(row: Setting, env: Mapping[str, str], loaded: Settings | None) -> str:
+    try:
+        value = getattr(loaded, row.attribute) if loaded else _value(row, env)
+    except SettingsError:
+        return "not valid"
+    if row.secret:
+        return "set" if value else "not set"
+    return parse.without_userinfo(str("" if value is None else value))
+
+
+class Environment:
+    """Where a gateway's settings come from: the environment of its start, over an env file read anew by every `load`.
+
+    Only a `required` file must exist.
+    """
+
+    def __init__(self, file: Path, *, required: bool) -> None:
+        self._file, self._required = file, required
+        self._start = dict(os.environ)
+        self._from_file: dict[str, str] | None = None
+        self._published: set[str] = set()
+        self._bind: str | None = None
+
+    def override(self, **values: str) -> None:
+        """These win over both, now and at every reload."""
+        self._start |= values
+        os.environ.update(values)
+
+    def merged(self) -> dict[str, str]:
+        """What is in force. Raises `SettingsError` that names the file and the line."""
+        self._from_file = self._read_file()
+        return self._from_file | self._start
+
+    def load(self) -> Settings:
+        """At start and at every reload; when refused, the environment stays as it was too."""
+        merged = self.merged()
+        loaded = load(merged)
+        if self._bind not in (None, loaded.bind):
+            raise SettingsError(
+                f"CLAUDE_PROXY_BIND={loaded.bind} needs a restart: the gateway listens on {self._bind}."
+            )
+        self._bind = loaded.bind
+        # Libraries read the environment by themselves, the OTLP exporter its headers for one.
+        for name in self._published - merged.keys():
+            os.environ.pop(name, None)
+        self._published = merged.keys() - self._start.keys()
+        os.environ.update({name: merged[name] for name in self._published})
+        return loaded
+
+    @property
+    def gives_listeners(self) -> bool:
+        """Whether the sockets to listen on are inherited: from systemd, or from the gunicorn that this one replaces."""
+        return any(self._start.get(name) for name in ("LISTEN_FDS", "GUNICORN_FD"))
+
+    def _read_file(self) -> dict[str, str]:
+        try:
+            if self._from_file is not None and self._file.is_fifo():
+                return self._from_file  # a pipe can be read only once
+            return parse.env_file(self._file.read_text(encoding="utf-8"), self._start)
+        except FileNotFoundError:
+            if self._required:
+                raise SettingsError(f"--env-file {self._file} does not exist.") from None
+            return {}
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{self._file} cannot be read: {error}.") from None
+        except ValueError as error:
+            raise SettingsError(f"{self._file} is not valid: expected {error}.") from None
 
 
 def _credentials(values: Mapping[str, Any]) -> str:

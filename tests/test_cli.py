@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+import certifi
 import pytest
 
 import service
@@ -50,7 +51,7 @@ def test_version_says_the_packages_version(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out.startswith(f"claude-proxy {service.__version__} (Python 3.")
 
 
-@pytest.mark.parametrize("arguments", [(), ("fly",), ("key",), ("serve", "--no-such-option")])
+@pytest.mark.parametrize("arguments", [("fly",), ("key",), ("serve", "--no-such-option")])
 def test_a_wrong_command_line_exits_with_2(arguments: tuple[str, ...]) -> None:
     assert _exits(*arguments) == 2
 
@@ -64,6 +65,81 @@ def test_bad_settings_exit_with_2_and_one_line_that_names_the_variable(
     assert capsys.readouterr().err == "claude-proxy: CLAUDE_PROXY_WORKERS='many' is not valid: expected a number.\n"
 
 
+def test_no_command_prints_the_help_and_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert "make a client key" in capsys.readouterr().err
+
+
+def test_check_without_a_key_shows_what_is_in_force_and_says_what_is_missing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    os.environ["CLAUDE_PROXY_WORKERS"] = "3"
+    assert cli.main(["check", "--env-file", os.devnull]) == 2
+    told = capsys.readouterr()
+    assert re.search(r"^CLAUDE_PROXY_WORKERS +3$", told.out, re.MULTILINE)
+    assert [line.split()[0] for line in told.out.splitlines()] == [row.name for row in settings.TABLE]
+    assert told.err.startswith("claude-proxy: ANTHROPIC_API_KEY is empty")
+    assert "--simulate-without-key" in told.err
+
+
+def test_check_shows_a_malformed_value_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    os.environ["HTTPS_PROXY"] = "htp://user:hunter2@proxy"
+    assert cli.main(["check", "--env-file", os.devnull]) == 2
+    told = capsys.readouterr()
+    assert re.search(r"^HTTPS_PROXY +not valid$", told.out, re.MULTILINE)
+    assert "hunter2" not in told.out + told.err
+
+
+def test_no_address_is_shown_with_its_password(capsys: pytest.CaptureFixture[str]) -> None:
+    os.environ["HTTPS_PROXY"] = "http://user:p@ss@proxy:3128"
+    os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://user:p@ss@receiver:4318"
+    os.environ["ANTHROPIC_API_KEY"] = "k"
+    assert cli.main(["check", "--env-file", os.devnull]) == 0
+    out = capsys.readouterr().out
+    assert "http://***@proxy:3128" in out
+    assert "http://***@receiver:4318" in out
+    assert "ss@" not in out
+
+
+def test_the_ca_file_must_hold_certificates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.environ["ANTHROPIC_API_KEY"] = "k"
+    os.environ["SSL_CERT_FILE"] = str(tmp_path / "ca.pem")
+    (tmp_path / "ca.pem").write_text("not a certificate")
+    assert cli.main(["check", "--env-file", os.devnull]) == 2
+    assert "SSL_CERT_FILE" in capsys.readouterr().err
+    os.environ["SSL_CERT_FILE"] = certifi.where()
+    assert cli.main(["check", "--env-file", os.devnull]) == 0
+
+
+@pytest.mark.parametrize("command", ["serve", "check"])
+def test_an_env_file_that_was_named_must_exist(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "missing"
+    assert cli.main([command, "--env-file", str(missing)]) == 2
+    assert capsys.readouterr().err == f"claude-proxy: --env-file {missing} does not exist.\n"
+
+
+def test_the_default_env_file_may_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.environ["ANTHROPIC_API_KEY"] = "k"
+    assert cli.main(["check"]) == 0
+    (tmp_path / ".env").write_text("CLAUDE_PROXY_WORKERS=7\n")
+    assert cli.main(["check"]) == 0
+    assert re.search(r"^CLAUDE_PROXY_WORKERS +7$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_a_malformed_line_of_the_env_file_is_named_and_not_quoted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "env"
+    file.write_text("# mine\nCLAUDE_PROXY_WORKERS=3\n\n\nANTHROPIC_API_KEY: sk-ant-hidden\n")
+    assert cli.main(["check", "--env-file", str(file)]) == 2
+    assert capsys.readouterr().err == f"claude-proxy: {file} is not valid: expected NAME=VALUE in line 5.\n"
+
+
 def test_check_shows_every_setting_and_no_secret(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "env").write_text(
         "ANTHROPIC_API_KEY=sk-ant-hidden\nCLAUDE_PROXY_WORKERS=3\nHTTPS_PROXY=http://user:hunter2@proxy:3128\n"
@@ -75,7 +151,7 @@ def test_check_shows_every_setting_and_no_secret(tmp_path: Path, capsys: pytest.
     assert {name: shown[name] for name in ("ANTHROPIC_API_KEY", "CLAUDE_PROXY_CLIENT_KEYS", "HTTPS_PROXY")} == {
         "ANTHROPIC_API_KEY": "set",
         "CLAUDE_PROXY_CLIENT_KEYS": "not set",
-        "HTTPS_PROXY": "set",
+        "HTTPS_PROXY": "http://***@proxy:3128",
     }
     assert shown["CLAUDE_PROXY_WORKERS"] == "3"
     assert "hidden" not in out
@@ -117,5 +193,5 @@ def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_read_env_file", interrupted)
+    monkeypatch.setattr(settings, "overview", interrupted)
     assert cli.main(["check"]) == 130

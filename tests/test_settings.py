@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def test_an_empty_variable_is_the_same_as_none() -> None:
         ("CLAUDE_PROXY_BIND", "8000", "HOST:PORT"),
         ("CLAUDE_PROXY_BIND", ":8000", "HOST:PORT"),
         ("CLAUDE_PROXY_BIND", "127.0.0.1:eighty", "HOST:PORT"),
-        ("CLAUDE_PROXY_BIND", "127.0.0.1:65536", "HOST:PORT"),
+        ("CLAUDE_PROXY_BIND", "127.0.0.1:65536", "HOST:PORT with port 0 to 65535"),
         ("CLAUDE_PROXY_WORKERS", "0", "a whole number from 1 to 64"),
         ("CLAUDE_PROXY_WORKERS", "65", "a whole number from 1 to 64"),
         ("CLAUDE_PROXY_WORKERS", "two", "a number"),
@@ -56,6 +57,7 @@ def test_an_empty_variable_is_the_same_as_none() -> None:
         ("CLAUDE_PROXY_ANTHROPIC_BASE_URL", "http://x?a=1", "an http:// or https:// address without query"),
         ("CLAUDE_PROXY_ANTHROPIC_BASE_URL", "http://[::1", "an http:// or https:// address without query"),
         ("CLAUDE_PROXY_ANTHROPIC_BASE_URL", "http://x:99999", "an http:// or https:// address without query"),
+        ("SSL_CERT_FILE", "/nowhere/ca.pem", "a readable file of CA certificates in PEM (No such file or directory)"),
         ("CLAUDE_PROXY_CREDENTIALS", "forward", "one of inject, pass"),
         ("CLAUDE_PROXY_BATCH_CONCURRENCY", "0", "a whole number from 1 to 1000"),
         ("CLAUDE_PROXY_BATCH_MAX_PROMPTS", "0", "a whole number from 1 to 100000"),
@@ -90,6 +92,12 @@ def test_a_password_in_a_malformed_address_is_not_shown() -> None:
     assert "hunter2" not in _refused(HTTPS_PROXY="htp://user:hunter2@proxy:3128")
     assert "hunter2" not in _refused(
         HTTP_PROXY="user:hunter2@proxy", CLAUDE_PROXY_ANTHROPIC_BASE_URL="http://claude.test"
+    )
+
+
+def test_the_base_url_takes_no_user_and_no_password() -> None:
+    assert _refused(CLAUDE_PROXY_ANTHROPIC_BASE_URL="http://user:hunter2@claude.test") == (
+        "CLAUDE_PROXY_ANTHROPIC_BASE_URL is not valid: expected an http:// or https:// address without user or password."
     )
 
 
@@ -205,13 +213,20 @@ def test_loopback_needs_no_client_key(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "10.0.0.1", "gateway.internal", "localhost.example"])
-def test_any_other_address_without_client_keys_is_refused(host: str) -> None:
+def test_any_other_address_without_client_keys_is_refused(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [])
     bind = f"{host}:8000"
     assert _refused(CLAUDE_PROXY_BIND=bind).startswith(
         f"CLAUDE_PROXY_BIND={bind} is reachable from other machines, and CLAUDE_PROXY_CLIENT_KEYS is empty"
     )
     loaded = settings.load(KEY | {"CLAUDE_PROXY_BIND": bind, "CLAUDE_PROXY_CLIENT_KEYS": f"alice:{SHA}"})
     assert not loaded.loopback
+
+
+def test_a_mistyped_host_is_said_to_be_unknown() -> None:
+    assert _refused(CLAUDE_PROXY_BIND="local host:8000") == (
+        "CLAUDE_PROXY_BIND=local host:8000 cannot be resolved to an address: check its spelling."
+    )
 
 
 def test_repr_shows_no_secret(tmp_path: Path) -> None:
