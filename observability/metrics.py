@@ -78,6 +78,20 @@ class _Buckets:
         yield "_sum", None, self.total, None
 
 
+class _Samples:
+    """A family's samples, made one series at a time as they are asked for: so many at once would hold the loop."""
+
+    def __init__(self, metric: Metric, known: Mapping[Labels, _Value | _Buckets]) -> None:
+        self._metric, self._known = metric, known
+
+    def __iter__(self) -> Iterator[Sample]:
+        name = self._metric.name
+        for labels, series in list(self._known.items()):
+            pairs = dict(zip(self._metric.labels, labels, strict=True))
+            for suffix, le, value, exemplar in list(series.samples()):
+                yield Sample(name + suffix, pairs if le is None else pairs | {"le": le}, value, None, exemplar)
+
+
 class Metrics(Collector):
     """Counters, gauges and histograms, addressed by their catalogue row; registers itself in `registry`.
 
@@ -185,14 +199,9 @@ class Metrics(Collector):
         for metric in catalog.METRICS:
             if metric.per_host:
                 continue
-            family = Family(metric.name, metric.help, metric.type.value)
-            for labels, series in list(self._series[metric.name].items()):
-                pairs = dict(zip(metric.labels, labels, strict=True))
-                family.samples += [
-                    Sample(metric.name + suffix, pairs if le is None else pairs | {"le": le}, value, None, exemplar)
-                    for suffix, le, value, exemplar in series.samples()
-                ]
-            if family.samples:
+            if known := self._series[metric.name]:
+                family = Family(metric.name, metric.help, metric.type.value)
+                family.samples = _Samples(metric, known)  # type: ignore[assignment]  # only ever iterated
                 yield family
 
 
