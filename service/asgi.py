@@ -15,7 +15,7 @@ import greenback
 
 from observability.exposition import Place
 from service.app import Gateway
-from service.errors import ClientGone, GatewayError
+from service.errors import ClientGone, GatewayError, RequestTimeout
 from service.lifetime import Ending, Lifetime, absorb_cancellation
 from service.web.channel import KEY, Channel
 from service.web.flask_loop import ResponseBody, Stream
@@ -68,7 +68,7 @@ class Bridge:
         assert task is not None
         self.active[lifetime] = task
         self.idle.clear()
-        body = _RequestBody(receive, lifetime, task)
+        body = _RequestBody(receive, lifetime, task, self._gateway.client.idle_timeout)
         try:
             await self._serve(scope, body, lifetime, send)
             await body.linger()
@@ -138,18 +138,23 @@ async def _send_stream(stream: Stream, lifetime: Lifetime, send: Send) -> None:
 class _RequestBody:
     """The request's body off ASGI `receive`; once it is in, `receive` is watched for the client's leaving."""
 
-    def __init__(self, receive: Receive, lifetime: Lifetime, task: asyncio.Task[Any]) -> None:
+    def __init__(self, receive: Receive, lifetime: Lifetime, task: asyncio.Task[Any], idle: float) -> None:
         self._receive = receive
+        self._idle = idle
         self._lifetime = lifetime
         self._task = task
         self._watcher: asyncio.Task[None] | None = None
         self._complete = False
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Raises `ClientGone` if the client leaves (or stops sending) before the body is in."""
+        """Raises `ClientGone` if the client leaves before the body is in, `RequestTimeout` if it stops sending."""
         while not self._complete:
-            with self._lifetime.client.waiting():
-                message = await self._receive()
+            try:
+                with self._lifetime.client.waiting():
+                    async with asyncio.timeout(self._idle):
+                        message = await self._receive()
+            except TimeoutError:
+                raise RequestTimeout(self._idle) from None
             if message["type"] == "http.disconnect":
                 self._lifetime.ending = Ending.CLIENT_GONE
                 raise ClientGone("the client left before its request was complete")

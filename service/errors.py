@@ -4,6 +4,7 @@ GatewayError
 ├── BadRequest               400 invalid_request_error   names the field
 │   ├── NotFound             404 not_found_error
 │   ├── MethodNotAllowed     405 invalid_request_error
+│   ├── RequestTimeout       408 invalid_request_error
 │   ├── LengthTooLarge       413 request_too_large
 │   └── UnsupportedMedia     415 invalid_request_error
 ├── Unauthenticated          401 authentication_error
@@ -59,7 +60,7 @@ class BadRequest(GatewayError):
     type = "invalid_request_error"
     outcome = Outcome.CLIENT_INVALID
     error_type = "client_invalid"
-    should_retry = False
+    should_retry: ClassVar[bool | None] = False
 
 
 class NotFound(BadRequest):
@@ -77,6 +78,20 @@ class MethodNotAllowed(BadRequest):
     def __init__(self, allowed: str) -> None:
         super().__init__(f"this route takes {allowed}", field="method")
         self.headers = {"allow": allowed}  # type: ignore[misc]  # an instance's own, where the class has its kind's
+
+
+class RequestTimeout(BadRequest):
+    """Nothing of the request's body came for `idle` seconds, the idle timeout."""
+
+    status = 408
+    should_retry = None
+    headers: ClassVar[dict[str, str]] = {"connection": "close"}
+
+    def __init__(self, idle: float) -> None:
+        super().__init__(
+            f"nothing of the request body came for {idle:g} s, the idle timeout (CLAUDE_PROXY_IDLE_TIMEOUT)",
+            field="body",
+        )
 
 
 class LengthTooLarge(BadRequest):

@@ -41,9 +41,10 @@ _NOT_OURS_TO_ADD = (hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CON
 class Transport(httpx.AsyncBaseTransport):
     """Sends prepared requests. Make it on the loop that will use it; `aclose` it there.
 
-    Timeouts come in `request.extensions["timeout"]` as seconds: `connect`, `first_byte` (until the answer's headers)
-    and `idle` (silence inside the body). `"url"` is the address as it is to stand on the wire (httpx's own would be
-    normalised); `"streaming_body"` true says that `request.stream` is to be pulled, not read.
+    Timeouts come in `request.extensions["timeout"]` as seconds: `connect`, `first_byte` (until the answer's headers; it
+    stands still while a streamed body's next piece is awaited) and `idle` (silence inside the body). `"url"` is the
+    address as it is to stand on the wire (httpx's own would be normalised); `"streaming_body"` true says that
+    `request.stream` is to be pulled, not read.
     """
 
     def __init__(self, *, proxy: str | None = None, ca_file: str = "") -> None:
@@ -71,12 +72,12 @@ class Transport(httpx.AsyncBaseTransport):
         """Send and return when the answer's headers are in. Raises `NotSent`, `NoAnswer`, `AnswerTimeout`, `InvalidAnswer`."""
         timeouts: dict[str, float] = request.extensions["timeout"]
         with _before_the_answer(timeouts):
-            async with asyncio.timeout(timeouts["first_byte"]):
+            async with asyncio.timeout(timeouts["first_byte"]) as clock:
                 response = await self._session.request(
                     request.method,
                     URL(request.extensions["url"], encoded=True),
                     headers=[(k, v) for k, v in request.headers.multi_items() if k != "transfer-encoding"],
-                    data=_body(request),
+                    data=_body(request, clock, timeouts["first_byte"]),
                     allow_redirects=False,
                     proxy=self._proxy,
                     timeout=aiohttp.ClientTimeout(total=None, connect=timeouts["connect"]),
@@ -140,13 +141,31 @@ class _Body(httpx.AsyncByteStream):
             self._response.close()
 
 
-def _body(request: httpx.Request) -> bytes | AsyncIterator[bytes] | None:
+def _body(request: httpx.Request, clock: asyncio.Timeout, first_byte: float) -> bytes | AsyncIterator[bytes] | None:
     if request.extensions.get("streaming_body"):
-        return aiter(cast(httpx.AsyncByteStream, request.stream))
+        return _pulled(aiter(cast(httpx.AsyncByteStream, request.stream)), clock, first_byte)
     content = request.content
     if len(content) > _SLICE:
         return _slices(content)
     return content or None
+
+
+async def _pulled(pieces: AsyncIterator[bytes], clock: asyncio.Timeout, first_byte: float) -> AsyncIterator[bytes]:
+    """A streamed body. While its next piece is awaited the client is slow, not the provider: only from then on `clock` runs."""
+    loop, more = asyncio.get_running_loop(), True
+    while more:
+        _set(clock, None)
+        try:
+            piece = await anext(pieces, None)
+        finally:
+            _set(clock, loop.time() + first_byte)
+        if more := piece is not None:
+            yield piece
+
+
+def _set(clock: asyncio.Timeout, when: float | None) -> None:
+    with contextlib.suppress(RuntimeError):  # it is over: the answer began, or failed to, before the body was in
+        clock.reschedule(when)
 
 
 async def _slices(content: bytes) -> AsyncIterator[bytes]:

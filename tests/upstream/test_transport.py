@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
@@ -20,12 +21,13 @@ from service.errors import (
     InvalidAnswer,
     NoAnswer,
     NotSent,
+    RequestTimeout,
     Stalled,
 )
 from service.upstream.transport import Transport
 from tests.support.claude import LAST_CHUNK, SSE_HEAD, chunk
 from tests.support.processes import free_port
-from tests.support.upstream import Script, Seen, Upstream, answer, json_answer, reset
+from tests.support.upstream import RawUpstream, Script, Seen, Upstream, answer, json_answer, reset
 
 T = TypeVar("T")
 
@@ -176,6 +178,70 @@ def test_a_streamed_body_whose_client_leaves_is_the_clients_ending_not_the_provi
 
     with Upstream(json_answer(b"ok")) as upstream:
         assert type(_fails(_request(upstream.url + "/", body=pieces()))) is ClientGone
+
+
+async def _slowly() -> AsyncIterator[bytes]:
+    for piece in (b"one", b"two", b"three"):
+        await asyncio.sleep(2 * SHORT)
+        yield piece
+
+
+def test_a_slow_upload_does_not_run_down_the_first_byte_timeout() -> None:
+    with Upstream(json_answer(b"ok")) as upstream:
+        assert _with(_whole(_request(upstream.url + "/", body=_slowly(), first_byte=SHORT))) == (200, b"ok")
+    assert upstream.seen[0].body == b"onetwothree"
+
+
+def test_the_first_byte_timeout_runs_once_a_streamed_body_is_sent() -> None:
+    with Upstream(lambda connection, seen: None) as upstream:
+        error = _fails(_request(upstream.url + "/", body=_slowly(), first_byte=SHORT))
+    assert (type(error), upstream.seen[0].body) == (AnswerTimeout, b"onetwothree")
+
+
+def test_a_provider_that_stops_reading_a_streamed_body_is_timed_out() -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(64):
+            yield b"x" * 1024 * 1024
+
+    async def work(transport: Transport) -> None:
+        with pytest.raises(AnswerTimeout):
+            await transport.handle_async_request(_request(upstream.url + "/", body=pieces(), first_byte=4 * SHORT))
+        assert await asyncio.to_thread(gave_up.acquire, timeout=5)
+        await asyncio.sleep(SHORT)
+
+    def deaf(connection: socket.socket) -> None:
+        time.sleep(10 * SHORT)
+        connection.close()
+        gave_up.release()
+
+    gave_up = threading.Semaphore(0)
+    with RawUpstream(deaf) as upstream:
+        _with(work)
+
+
+def test_an_answer_before_a_streamed_body_is_in_is_an_answer() -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"one"
+        await asyncio.sleep(2 * SHORT)
+        yield b"two"
+
+    def early(connection: socket.socket) -> None:
+        connection.recv(65_536)
+        connection.sendall(answer("413 Too Large", b"no"))
+        connection.recv(65_536)
+
+    with RawUpstream(early) as upstream:
+        assert _with(_whole(_request(upstream.url + "/", body=pieces(), first_byte=SHORT))) == (413, b"no")
+
+
+def test_a_streamed_body_whose_client_stalls_is_the_clients_ending_not_the_providers() -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"one"
+        await asyncio.sleep(2 * SHORT)
+        raise RequestTimeout(2 * SHORT)
+
+    with Upstream(json_answer(b"ok")) as upstream:
+        assert type(_fails(_request(upstream.url + "/", body=pieces(), first_byte=SHORT))) is RequestTimeout
 
 
 def test_a_refused_connection_was_not_sent() -> None:

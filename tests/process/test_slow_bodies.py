@@ -1,0 +1,66 @@
+"""A client that stops sending its body is told so and let go, whether the body is held or passed on; a slow one is not."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support import claude
+from tests.support.scene import Scene, scene
+from tests.support.upstream import json_answer
+from tests.support.wire import Wire
+
+IDLE = 0.5
+HELD, STREAMED = "/v1/messages", "/v1/files"
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Scene]:
+    with scene(
+        json_answer(claude.MESSAGE), CLAUDE_PROXY_IDLE_TIMEOUT=str(IDLE), CLAUDE_PROXY_FIRST_BYTE_TIMEOUT=str(IDLE)
+    ) as made:
+        yield made
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 1000", "Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("target", [HELD, STREAMED])
+def test_a_body_that_stops_coming_is_a_408_of_the_clients(stage: Scene, target: str, framing: str) -> None:
+    watch, began = stage.watch(), time.perf_counter()
+    piece = b'{"model": ' if framing.startswith("Content") else claude.chunk(b'{"model": ')
+    with Wire(stage.gateway.port) as wire:
+        wire.send(f"POST {target} HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n".encode() + piece)
+        head, body = wire.answer()
+        assert IDLE <= time.perf_counter() - began < IDLE + 2
+        assert (head.status, head.get("connection")) == (408, "close")
+        error = json.loads(body)["error"]
+        assert error["type"] == "invalid_request_error"
+        assert "0.5 s, the idle timeout (CLAUDE_PROXY_IDLE_TIMEOUT)" in error["message"]
+        assert wire.ended()
+    streamed = target == STREAMED
+    told = watch.told(
+        "client_invalid",
+        error_type="client_invalid",
+        status=408,
+        attempt=("", "aborted") if streamed else None,
+        rejected=None if streamed else "invalid_request_error",
+        chat=False,
+    )
+    assert told.line["client_wait_s"] >= IDLE * 0.9
+
+
+@pytest.mark.parametrize("target", [HELD, STREAMED])
+def test_a_body_that_comes_slowly_is_served(stage: Scene, target: str) -> None:
+    body = json.dumps(claude.ASKED).encode()
+    watch = stage.watch()
+    with Wire(stage.gateway.port) as wire:
+        wire.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        wire.send(f"POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+        for start in range(0, len(body), len(body) // 3 + 1):
+            time.sleep(IDLE * 0.6)
+            wire.send(body[start : start + len(body) // 3 + 1])
+        assert wire.answer()[0].status == 200
+    watch.told("ok", chat=target == HELD)
