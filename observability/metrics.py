@@ -132,12 +132,14 @@ class Metrics(Collector):
             assert isinstance(series, _Value)
             series.value = value
 
-    def see(self, metric: Metric, value: float, labels: Labels, until: float) -> None:
-        """Set a per-host gauge: shown until the Unix time `until`, unless another worker has seen a newer value."""
+    def see(self, metric: Metric, value: float, labels: Labels, until: float, seen: float) -> None:
+        """Set a per-host gauge to what was seen at the Unix time `seen`, shown until `until`; an older sighting than the
+        one it has changes nothing, here and between workers."""
         with self._lock:
             series = self._one(metric, labels)
             assert isinstance(series, _Value)
-            series.value, series.seen, series.until = value, self._clock(), until
+            if seen >= series.seen:
+                series.value, series.seen, series.until = value, seen, until
 
     def newest(self) -> Iterator[tuple[Metric, Labels, float, float]]:
         """(row, labels, value, when it was seen) of every per-host gauge that has not expired."""

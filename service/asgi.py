@@ -130,9 +130,11 @@ async def _send_stream(stream: Stream, lifetime: Lifetime, send: Send) -> None:
     clock = lifetime.clock
     async for chunk in stream:
         before = clock()
-        await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        if (blocked := clock() - before) > _BLOCKED:
-            lifetime.client.add(blocked)
+        try:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        finally:
+            if (blocked := clock() - before) > _BLOCKED:
+                lifetime.client.add(blocked)
 
 
 class _RequestBody:

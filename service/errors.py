@@ -43,6 +43,8 @@ class GatewayError(Exception):
     outcome: ClassVar[Outcome] = Outcome.INTERNAL_ERROR
     should_retry: ClassVar[bool | None] = None
     """The `x-should-retry` answer header: None leaves it to the client's own rule."""
+    source: ClassVar[str] = "claude-proxy"
+    """Who says so, in the error's `details`."""
     error_type: ClassVar[str] = "internal_error"
     """The `error.type` of spans and metrics."""
     headers: ClassVar[dict[str, str]] = {}

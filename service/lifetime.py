@@ -19,8 +19,10 @@ class Ending(Enum):
 class Waits:
     """Adds up seconds during which at least one wait was on: overlapping waits count once."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], within: Waits | None = None) -> None:
         self._clock = clock
+        self._within = within
+        """Another account that has this one's waits too."""
         self._open = 0
         self._since = 0.0
         self._sum = 0.0
@@ -28,19 +30,31 @@ class Waits:
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """The block inside is a wait."""
-        if not self._open:
-            self._since = self._clock()
-        self._open += 1
+        self._begin()
         try:
             yield
         finally:
-            self._open -= 1
-            if not self._open:
-                self._sum += self._clock() - self._since
+            self._end()
+
+    def _begin(self) -> None:
+        if not self._open:
+            self._since = self._clock()
+        self._open += 1
+        if self._within is not None:
+            self._within._begin()
+
+    def _end(self) -> None:
+        self._open -= 1
+        if not self._open:
+            self._sum += self._clock() - self._since
+        if self._within is not None:
+            self._within._end()
 
     def add(self, seconds: float) -> None:
         """Count a wait that was measured elsewhere and overlapped with no other."""
         self._sum += seconds
+        if self._within is not None:
+            self._within.add(seconds)
 
     @property
     def seconds(self) -> float:
@@ -57,9 +71,11 @@ class Lifetime:
         self.started_ns = time.time_ns()
         """The same moment on the wall clock, for the SERVER span."""
         self.ending: Ending | None = None
-        self.client = Waits(clock)
+        self.waited = Waits(clock)
+        """Waiting for anybody: what is left of the request's time is our own."""
+        self.client = Waits(clock, self.waited)
         """Waiting for the client: its body, or room in its socket."""
-        self.upstream = Waits(clock)
+        self.upstream = Waits(clock, self.waited)
         """Waiting for the provider, over all calls of the request."""
 
 

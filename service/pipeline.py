@@ -9,13 +9,22 @@ The record is closed before the last byte goes out: whoever has the whole answer
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 
 from observability.catalog import Outcome
 from service.account.exchange import Call, Exchange
 from service.answer import Answer, Body
-from service.errors import AnswerTimeout, DiedMidBody, Draining, GatewayError, InvalidAnswer, UpstreamFailed
+from service.errors import (
+    AnswerTimeout,
+    DiedMidBody,
+    Draining,
+    GatewayError,
+    InternalError,
+    InvalidAnswer,
+    UpstreamFailed,
+)
 from service.lifetime import Ending, Waits, absorb_cancellation
 from service.record import Attempt
 from service.upstream import anthropic, outcomes, sse
@@ -57,7 +66,7 @@ class Pipeline:
         headers_after = call.elapsed()
         status, kind = response.status_code, response.headers.get("content-type", "")
         call.upstream_request_id = response.headers.get("request-id")
-        call.quotas = anthropic.quotas(response.headers)
+        call.quotas = anthropic.quotas(response.headers, time.time())
         exchange.status = status if exchange.call is call else None
         encoding = response.headers.get("content-encoding", "")
         if status < 400 and kind.startswith("text/event-stream"):
@@ -74,7 +83,7 @@ class Pipeline:
 
         async def unread() -> None:
             await response.stream.aclose()
-            self._abandon(exchange, call, status, None)
+            self._abandon(exchange, call, None, status)
 
         return Answer(status, response.headers.raw, Body(body, unread), headers_after)
 
@@ -85,8 +94,8 @@ class Pipeline:
         except GatewayError as error:
             self._fail(exchange, call, error, None)
             raise
-        except BaseException:
-            self._abandon(exchange, call, None, None, begun=False)
+        except BaseException as error:
+            self._abandon(exchange, call, error, None, begun=False)
             raise
 
     async def _read(
@@ -114,8 +123,8 @@ class Pipeline:
         except UpstreamFailed as error:
             self._fail(exchange, call, error, response.status_code)
             raise
-        except BaseException:
-            self._abandon(exchange, call, response.status_code, None, begun=False)
+        except BaseException as error:
+            self._abandon(exchange, call, error, response.status_code, begun=False)
             raise
         return body
 
@@ -137,8 +146,9 @@ class Pipeline:
             while len(body) - start > _DELIVERY:
                 yield body[start : start + _DELIVERY]
                 start += _DELIVERY
-        except BaseException:
-            exchange.end_call(call, _outcome_of_ending(exchange), None)
+        except BaseException as error:
+            ending = _outcome_of_ending(exchange, error)
+            exchange.end_call(call, ending, ending.value)
             raise
         exchange.end_call(call, outcome, error_type)
         if body:
@@ -153,8 +163,8 @@ class Pipeline:
         except UpstreamFailed as error:
             self._fail(exchange, call, error, response.status_code)
             raise
-        except BaseException:
-            self._abandon(exchange, call, response.status_code, None)
+        except BaseException as error:
+            self._abandon(exchange, call, error, response.status_code)
             raise
         call.attempts.append(Attempt("ok", response.status_code))
         exchange.end_call(call, Outcome.OK, None)
@@ -169,36 +179,34 @@ class Pipeline:
             async with aclosing(response.stream):
                 async for chunk in self._body(exchange, call, response):
                     reader.feed(chunk)
+                    if reader.over and not exchange.ended:
+                        # Before the last word goes out, however long the provider then keeps its connection open.
+                        call.attempts.append(Attempt("ok", response.status_code))
+                        exchange.end_call(call, *reader.ended())
                     if events := splitter.feed(chunk) if reader.readable else chunk:
                         yield events
         except UpstreamFailed as error:
             failure = error
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             if exchange.lifetime.ending is not Ending.DRAIN:
-                self._abandon(exchange, call, response.status_code, reader)
+                self._abandon(exchange, call, error, response.status_code)
                 raise
             absorb_cancellation()
             failure = Draining("the gateway is shutting down; the stream was ended early")
-        except BaseException:
-            self._abandon(exchange, call, response.status_code, reader)
+        except BaseException as error:
+            self._abandon(exchange, call, error, response.status_code)
             raise
-        outcome, error_type = reader.ended()
-        if failure is not None and not reader.over:
-            outcome, error_type = failure.outcome, failure.error_type
-        if failure is None and outcome is Outcome.CUT_OFF:
-            failure = DiedMidBody("the provider's stream ended before message_stop")
-        reason = (
-            failure.attempt_reason if isinstance(failure, UpstreamFailed) else "ok" if failure is None else "aborted"
-        )
-        call.attempts.append(Attempt("ok" if reader.over else reason, response.status_code))
-        exchange.end_call(call, outcome, error_type)
-        if failure is None or reader.over:
+        if reader.over:
             if rest := splitter.rest():
                 yield rest
-        elif splitter.mid_event or not reader.readable:
+            return
+        failure = failure or DiedMidBody("the provider's stream ended before message_stop")
+        reason = failure.attempt_reason if isinstance(failure, UpstreamFailed) else "aborted"
+        call.attempts.append(Attempt(reason, response.status_code))
+        exchange.end_call(call, failure.outcome, failure.error_type)
+        if splitter.mid_event or not reader.readable:
             raise failure  # there is no place for an event: the client must see its stream cut, not ended
-        else:
-            yield in_band(failure)
+        yield in_band(failure)
 
     def _body(self, exchange: Exchange, call: Call, response: Response) -> _Body:
         return _Body(response.stream, exchange.lifetime.upstream, call, self._total_timeout, self._client.idle_timeout)
@@ -213,21 +221,23 @@ class Pipeline:
 
     @staticmethod
     def _abandon(
-        exchange: Exchange, call: Call, status: int | None, reader: anthropic.StreamReader | None, *, begun: bool = True
+        exchange: Exchange,
+        call: Call,
+        error: BaseException | None,
+        status: int | None,
+        *,
+        begun: bool = True,
     ) -> None:
-        """The request was ended from outside; a stream whose last event had been handed on was complete all the same.
+        """The request was ended from outside, or by a bug.
 
-        `status` is the provider's; `begun` says that the client has it too. Else it gets a 503 of ours, or is gone.
+        `status` is the provider's; `begun` says that the client has it too. Else it gets one of ours, or is gone.
         """
+        outcome = _outcome_of_ending(exchange, error)
         if not begun and exchange.call is call:
-            exchange.status = Draining.status if exchange.lifetime.ending is Ending.DRAIN else None
-        if reader is not None and reader.complete:
-            call.attempts.append(Attempt("ok", status))
-            exchange.end_call(call, *reader.ended())
-            return
-        call.attempts.append(Attempt("aborted", status))
-        outcome = _outcome_of_ending(exchange)
-        exchange.end_call(call, outcome, outcome.value)
+            exchange.status = _STATUS.get(outcome)
+        if not exchange.ended:  # a stream whose last word has gone out has ended already
+            call.attempts.append(Attempt("aborted", status))
+            exchange.end_call(call, outcome, outcome.value)
 
 
 class _Body:
@@ -253,8 +263,16 @@ class _Body:
             raise AnswerTimeout(f"the call took longer than the total timeout of {self._total_timeout:g} s") from None
 
 
-def _outcome_of_ending(exchange: Exchange) -> Outcome:
-    return Outcome.DRAINING if exchange.lifetime.ending is Ending.DRAIN else Outcome.CLIENT_ABORT
+_STATUS = {Outcome.DRAINING: Draining.status, Outcome.INTERNAL_ERROR: InternalError.status}
+"""What the client gets of us when its request is ended before it has begun to be answered."""
+
+
+def _outcome_of_ending(exchange: Exchange, error: BaseException | None) -> Outcome:
+    """By why the request was ended; an error that nobody meant is a bug of ours."""
+    if exchange.lifetime.ending is Ending.DRAIN:
+        return Outcome.DRAINING
+    outside = error is None or isinstance(error, asyncio.CancelledError | GeneratorExit)
+    return Outcome.CLIENT_ABORT if outside or exchange.lifetime.ending is Ending.CLIENT_GONE else Outcome.INTERNAL_ERROR
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

@@ -58,6 +58,8 @@ class Quota:
     limit: float
     remaining: float
     reset: float
+    seen: float
+    """When the headers came (Unix time): a long stream's are old news when it ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +95,19 @@ class Timings:
     """Seconds, monotonic. `total` runs from first byte in to last byte out; `call` from sending to the last byte in.
 
     `upstream` is the union of the intervals spent waiting for the provider, `client_wait` of those spent waiting for
-    the client (its body, or room in its socket).
+    the client (its body, or room in its socket), `waited` of both: an upload waits for both at once.
     """
 
     total: float
     call: float | None = None
     upstream: float = 0.0
     client_wait: float = 0.0
+    waited: float = 0.0
 
     @property
     def overhead(self) -> float:
         """Our own seconds: never negative, clocks read in between cost something too."""
-        return max(0.0, self.total - self.upstream - self.client_wait)
+        return max(0.0, self.total - self.waited)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import structlog
+from opentelemetry import context
+from opentelemetry.context import Context
 
 from tests.support.processes import clean_environ
 
@@ -38,3 +40,11 @@ def _logging_as_it_was() -> Iterator[None]:
     yield
     root.handlers[:], root.level = before
     structlog.contextvars.clear_contextvars()
+
+
+@pytest.fixture(autouse=True)
+def no_span_of_another_test() -> Iterator[None]:
+    """Flask's test client leaves its last request's context behind; the next test begins without it."""
+    token = context.attach(Context())
+    yield
+    context.detach(token)

@@ -22,9 +22,9 @@ def test_values_are_frozen_and_have_slots(kind: type) -> None:
     ("timings", "overhead"),
     [
         (Timings(total=1.0), 1.0),
-        (Timings(total=1.0, call=0.9, upstream=0.75), 0.25),
-        (Timings(total=1.0, call=0.9, upstream=0.5, client_wait=0.25), 0.25),
-        (Timings(total=1.0, upstream=1.5), 0.0),
+        (Timings(total=1.0, call=0.9, upstream=0.75, waited=0.75), 0.25),
+        (Timings(total=1.0, call=0.9, upstream=0.75, client_wait=0.75, waited=0.75), 0.25),
+        (Timings(total=1.0, upstream=1.5, waited=1.5), 0.0),
     ],
 )
 def test_overhead_is_total_minus_the_waits_and_never_negative(timings: Timings, overhead: float) -> None:

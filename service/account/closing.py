@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from opentelemetry.trace import Span
@@ -67,10 +66,10 @@ class Closing:
                 metrics.add(catalog.UPSTREAM_429, (*who, attempt.limit), 1, exemplar)
         for quota in record.quotas:
             labels = (*who, quota.dimension)
-            until = max(quota.reset, time.time() + catalog.QUOTA_SECONDS)
-            metrics.see(catalog.QUOTA_LIMIT, quota.limit, labels, until)
-            metrics.see(catalog.QUOTA_REMAINING, quota.remaining, labels, until)
-            metrics.see(catalog.QUOTA_RESET, quota.reset, labels, until)
+            until = max(quota.reset, quota.seen + catalog.QUOTA_SECONDS)
+            metrics.see(catalog.QUOTA_LIMIT, quota.limit, labels, until, quota.seen)
+            metrics.see(catalog.QUOTA_REMAINING, quota.remaining, labels, until, quota.seen)
+            metrics.see(catalog.QUOTA_RESET, quota.reset, labels, until, quota.seen)
         if record.operation is None or record.timings.call is None:
             return
         call = (record.operation, *who)

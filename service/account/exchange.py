@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections import Counter
 from collections.abc import Callable
 
 from opentelemetry import trace
@@ -86,6 +87,8 @@ class Exchange:
         self.rejected: str | None = None
         self.call: Call | None = None
         self.ended = False
+        self.outcomes: Counter[Outcome] = Counter()
+        """Of a fan-out's calls."""
         self.error_type: str | None = None
         """Of the record, once that is closed."""
         self.server = trace.get_current_span()
@@ -131,6 +134,7 @@ class Exchange:
         if self.kind is not Kind.FAN_OUT:
             self.end(outcome, error_type)
             return
+        self.outcomes[outcome] += 1
         timings = Timings(total=call.lasted, call=call.lasted)
         span = call.span or self.server
         self._closing.close(self._record(Kind.CALL, call, outcome, error_type, timings, span), None, call.span)
@@ -148,6 +152,7 @@ class Exchange:
             call=None if call is None else call.lasted,
             upstream=life.upstream.seconds,
             client_wait=life.client.seconds,
+            waited=life.waited.seconds,
         )
         record = self._record(self.kind, call, outcome, error_type, timings, self.server)
         self._closing.close(record, self.server, None if call is None else call.span)

@@ -5,7 +5,6 @@ Sources: the SDK's types (anthropic 2.12.0), the API's pages on streaming, error
 
 from __future__ import annotations
 
-import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -16,6 +15,7 @@ from observability import catalog
 from observability.catalog import LLM_SECONDS, Outcome
 from service.record import Answered, Pace, Quota, Usage
 from service.upstream import sse
+from service.upstream.inflate import inflater
 from service.upstream.outcomes import outcome_of_error, outcome_of_status
 
 NAME = "anthropic"
@@ -100,7 +100,7 @@ class StreamReader:
         self.readable = not encoding
         """Whether plain events can be put into the stream."""
         self._parser = sse.Parser()
-        self._inflate = _inflater(encoding)
+        self._inflate = inflater(encoding)
         self._usage: dict[str, int] = {}
         self._message = _Message()
         self._stop_reason: str | None = None
@@ -200,7 +200,7 @@ class WholeReader:
     def __init__(self, status: int, *, inference: bool, encoding: str = "") -> None:
         self._status = status
         self._inference = inference
-        self._inflate = _inflater(encoding)
+        self._inflate = inflater(encoding)
         self._parts: list[bytes] = []
         self._seen: _Event | None = None
 
@@ -267,33 +267,18 @@ def _total(said: Mapping[str, int]) -> Usage:
     )
 
 
-def _inflater(encoding: str) -> Callable[[bytes], bytes] | None:
-    """Inflates a gzip body piece by piece; at most 32 MB a piece, so that a bomb cannot fill memory."""
-    if encoding != "gzip":
-        return None
-    inflate = zlib.decompressobj(wbits=31)
-
-    def feed(chunk: bytes) -> bytes:
-        try:
-            return inflate.decompress(chunk, 32 * 1024 * 1024)
-        except zlib.error:
-            return b""
-
-    return feed
-
-
 _DIMENSIONS = {name: f"anthropic-ratelimit-{name.replace('_', '-')}-" for name in catalog.QUOTA_DIMENSIONS}
 
 
-def quotas(headers: Mapping[str, str]) -> tuple[Quota, ...]:
-    """Every limit that the answer's headers describe completely; what is missing or makes no sense is left out."""
+def quotas(headers: Mapping[str, str], seen: float) -> tuple[Quota, ...]:
+    """Every limit that the answer's headers, come at Unix time `seen`, describe completely; what makes no sense is left out."""
     found = []
     for name, prefix in _DIMENSIONS.items():
         if (limit := headers.get(prefix + "limit")) is None:
             continue
         try:
             reset = datetime.fromisoformat(headers[prefix + "reset"]).timestamp()
-            found.append(Quota(name, int(limit), int(headers[prefix + "remaining"]), reset))
+            found.append(Quota(name, int(limit), int(headers[prefix + "remaining"]), reset, seen))
         except (KeyError, ValueError, OverflowError):
             continue
     return tuple(found)

@@ -91,6 +91,9 @@ class Client:
             await self._transport.aclose()
 
     def _request(self, prepared: Prepared) -> httpx.Request:
+        if not prepared.target.startswith("/"):
+            # Anything else could move the end of the address, and with it the host that gets our credential.
+            raise ValueError("a target begins with a slash")
         url = self.base_url + prepared.target
         extensions: dict[str, Any] = {
             "timeout": self._timeouts | {"first_byte": prepared.first_byte_timeout},

@@ -5,13 +5,18 @@ from __future__ import annotations
 import hashlib
 import hmac
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
-from service.errors import Unauthenticated
-from service.settings import ClientKey, Settings
+from service.errors import Forbidden, Unauthenticated
+from service.settings import ClientKey, Settings, is_loopback
 from service.web.channel import RawHeaders
 
 CREDENTIAL_HEADERS = frozenset((b"x-api-key", b"authorization", b"x-goog-api-key", b"proxy-authorization"))
 """Request headers that carry a credential; none of them goes up when ours is injected."""
+
+
+_FORWARDED = CREDENTIAL_HEADERS - {b"proxy-authorization"}
+"""Of those, what `pass` mode sends up; the other one belongs to the connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +42,10 @@ class Gate:
         name = None
         if self._clients:
             name = _named(self._clients, _credential(headers))
+        else:
+            _refuse_web_pages(headers)
         if self._passes:
-            return Caller(name, tuple((k, v) for k, v in headers if k in CREDENTIAL_HEADERS))
+            return Caller(name, tuple((k, v) for k, v in headers if k in _FORWARDED))
         return Caller(name, ((b"x-api-key", self._key.encode("ascii")),))
 
     def admit_to_metrics(self, headers: RawHeaders) -> bool:
@@ -57,6 +64,22 @@ def _credential(headers: RawHeaders) -> str | None:
         scheme, _, token = found.get(b"authorization", b"").partition(b" ")
         key = token.strip() if scheme.lower() == b"bearer" else None
     return key.decode("latin-1") if key else None
+
+
+def _refuse_web_pages(headers: RawHeaders) -> None:
+    """Without client keys anybody on this machine may come in, but not a page that its browser shows: neither by a name
+    of its own that leads here (DNS rebinding) nor across origins."""
+    for name, value in headers:
+        if name in (b"host", b"origin") and not is_loopback(_host_in(value.decode("latin-1"))):
+            field = name.decode().title()
+            raise Forbidden(f"{field} is not this machine's: configure client keys to let others in", field=field)
+
+
+def _host_in(value: str) -> str:
+    try:
+        return urlsplit(value if "://" in value else f"//{value}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _named(clients: tuple[ClientKey, ...], credential: str | None) -> str:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import msgspec
-from flask import Flask, Response, request
+from flask import Flask, Response, g, request
 from msgspec import Meta
 
-from observability.catalog import Attr
+from observability.catalog import Attr, Outcome
 from service.account.exchange import Call, Exchange
 from service.answer import Answer
 from service.errors import BadRequest, GatewayError, InvalidAnswer, UnsupportedMedia
@@ -79,6 +79,8 @@ class Limits:
 class ProviderSaidNo(GatewayError):
     """The provider answered with an error; its status, type and message are shown as they came."""
 
+    source = "provider"
+
     def __init__(self, answer: Answer, error: _WireError) -> None:
         super().__init__(error.message or f"the provider answered {answer.status}")
         self.status = answer.status  # type: ignore[misc]  # an instance's own, where the class has its kind's
@@ -137,6 +139,9 @@ class Views:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(prompt)) for prompt in asked.prompts]
         results = [task.result() for task in tasks]
+        if not exchange.outcomes.keys() & {Outcome.OK, Outcome.REFUSED}:
+            g.outcome = exchange.outcomes.most_common(1)[0][0]
+            g.error_type = g.outcome.value
         return reply.own_json({"results": results, "request_id": exchange.request_id, "trace_id": exchange.trace_id})
 
     async def _one(self, exchange: Exchange, channel: Channel, asked: _Options, prompt: str) -> dict[str, Any]:

@@ -19,7 +19,15 @@ from observability.start import Telemetry
 from observability.tracing import Tracing
 from service.account.closing import Closing
 from service.account.exchange import Exchange
-from service.errors import BadRequest, GatewayError, InternalError, MethodNotAllowed, NotFound
+from service.errors import (
+    BadRequest,
+    ClientGone,
+    GatewayError,
+    InternalError,
+    MethodNotAllowed,
+    NotFound,
+    UpstreamFailed,
+)
 from service.lifetime import Ending
 from service.web import ops, reply
 from service.web.auth import Gate
@@ -108,7 +116,8 @@ def answer_errors(app: LoopFlask, log: FilteringBoundLogger) -> None:
         exchange: Exchange | None = g.get("exchange")
         if exchange is not None and not exchange.ended:
             g.outcome, g.error_type = error.outcome, error.error_type
-            exchange.rejected = error.type
+            if not isinstance(error, ClientGone | InternalError | UpstreamFailed):
+                exchange.rejected = error.type
         return reply.own_error(error)
 
     def http_exception(error: HTTPException) -> Response:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
+from urllib.parse import unquote
 
 import msgspec
 from flask import Flask, Response, g, request
 
 from observability.catalog import OTHER, Attr
 from service.account.exchange import Call, Exchange
-from service.errors import BadRequest
+from service.errors import BadRequest, LengthTooLarge
 from service.pipeline import Pipeline
 from service.upstream import anthropic
 from service.upstream.client import Prepared
@@ -64,6 +66,10 @@ RULES = frozenset(prefix + route.rule for route in ROUTES for prefix in ("", PRE
 _NOT_FORWARDED = {b"host", b"expect", b"content-length", b"traceparent", b"tracestate", b"baggage"}
 
 
+_PLAIN = re.compile(r"(?!\.{1,2}$)[^/\\\x00-\x1f\x7f]+")
+"""A path segment, decoded: no separator, no step up, no control character."""
+
+
 class _Peek(msgspec.Struct):
     """The only fields of a body that are decoded here."""
 
@@ -109,7 +115,7 @@ class Native:
         call = self._open(exchange, route, peek, channel)
         prepared = Prepared(
             request.method,
-            channel.target.removeprefix(PREFIX),
+            upstream_target(channel.target),
             forwarded(channel.headers, admitted(), plain=exchange.streaming or route.links, body=body),
             body,
             first_byte_timeout(channel.headers, self._first_byte_timeout),
@@ -126,7 +132,7 @@ class Native:
             channel.check_length(route.limit)
             return channel.stream(route.limit), None
         body = await channel.read(route.limit)
-        return body, _peek(body, channel.headers) if route.peeks else None
+        return body, await _peek(body, channel.headers, route.limit) if route.peeks else None
 
     def _open(self, exchange: Exchange, route: Route, peek: _Peek | None, channel: Channel) -> Call:
         attributes: dict[str, str | int | None] = {**_claude_code(channel.headers)}
@@ -161,6 +167,17 @@ def forwarded(
     return [*out, *caller.credential]
 
 
+def upstream_target(target: str) -> str:
+    """Path and query as they go up: as written, less our prefix. Raises `BadRequest` for a path that is not plainly one
+    under `/v1/`: routes match what is decoded, and only what is written may decide where our credential goes."""
+    path, mark, query = target.removeprefix(_prefix(target)).partition("?")
+    first, *segments = path.split("/")[1:] if path.startswith("/") else [""]
+    plain = all(_PLAIN.fullmatch(unquote(s)) for s in (segments[:-1] if segments and not segments[-1] else segments))
+    if first != "v1" or not segments or not plain or "#" in target:
+        raise BadRequest("the path is not one of the API's, plainly written", field="path")
+    return path + mark + query
+
+
 def _prefix(target: str) -> str:
     return PREFIX if target.startswith(PREFIX + "/") else ""
 
@@ -184,17 +201,24 @@ def first_byte_timeout(headers: RawHeaders, ours: float) -> float:
     return min(ours, theirs) if theirs > 0 else ours
 
 
-def _peek(body: bytes, headers: RawHeaders) -> _Peek | None:
+async def _peek(body: bytes, headers: RawHeaders, limit: int) -> _Peek | None:
     """Model and stream flag of a JSON body. None when it is compressed in a way we cannot read: the provider will tell."""
     encoding = next((v.strip().lower() for k, v in headers if k == b"content-encoding"), b"identity")
     if encoding == b"gzip":
-        try:
-            body = zlib.decompressobj(wbits=31).decompress(body, 32 * MB)
-        except zlib.error:
-            raise BadRequest("the body is not the gzip that Content-Encoding says", field="Content-Encoding") from None
-    elif encoding != b"identity":
-        return None
-    return decode(body, _Peek)
+        # However short it is, it may hold a thousand times as much: not on the loop.
+        return await asyncio.to_thread(lambda: decode(_inflated(body, limit), _Peek))
+    return decode(body, _Peek) if encoding == b"identity" else None
+
+
+def _inflated(body: bytes, limit: int) -> bytes:
+    inflate = zlib.decompressobj(wbits=31)
+    try:
+        found = inflate.decompress(body, limit + 1)
+    except zlib.error:
+        raise BadRequest("the body is not the gzip that Content-Encoding says", field="Content-Encoding") from None
+    if len(found) > limit:
+        raise LengthTooLarge(f"the request body, inflated, is over this route's limit of {limit} bytes")
+    return found
 
 
 _MODEL = re.compile(r"[\x21-\x7e]{1,128}")

@@ -44,8 +44,8 @@ def passed_on(answer: Answer, exchange: Exchange) -> Response:
         if name.lower() not in dropped:
             response.headers.add(name.decode("latin-1"), value.decode("latin-1"))
     spent = exchange.lifetime.clock() - exchange.lifetime.started
-    upstream = exchange.lifetime.upstream.seconds
-    response.headers["server-timing"] = f"upstream;dur={upstream * 1e3:.3f}, gateway;dur={(spent - upstream) * 1e3:.3f}"
+    upstream, own = exchange.lifetime.upstream.seconds, spent - exchange.lifetime.waited.seconds
+    response.headers.add("server-timing", f"upstream;dur={upstream * 1e3:.3f}, gateway;dur={own * 1e3:.3f}")
     response.stream_body = answer.body
     return response
 
@@ -70,7 +70,7 @@ def own_error(error: GatewayError) -> Response:
 
 def error_body(error: GatewayError, exchange: Exchange | None) -> dict[str, Any]:
     """The wire form of an error."""
-    details: dict[str, Any] = {"source": "claude-proxy"}
+    details: dict[str, Any] = {"source": error.source}
     if exchange is not None:
         details["trace_id"] = exchange.trace_id
     if error.field is not None:

@@ -20,7 +20,7 @@ RECORD = Record(
     request_id="cp_1",
     route="/v1/messages",
     outcome=Outcome.OK,
-    timings=Timings(total=2.0, call=1.5, upstream=1.25, client_wait=0.5),
+    timings=Timings(total=2.0, call=1.5, upstream=1.25, client_wait=0.5, waited=1.75),
     trace=IDS,
     provider="anthropic",
     operation="chat",

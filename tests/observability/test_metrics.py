@@ -147,16 +147,17 @@ def test_headroom_is_shown_with_when_it_was_seen_until_its_time_is_over() -> Non
     now = [1000.0]
     metrics = Metrics(CollectorRegistry(), routes=frozenset(), models=frozenset({MODEL}), clock=lambda: now[0])
     requests, tokens = ("anthropic", MODEL, "requests"), ("anthropic", MODEL, "input_tokens")
-    metrics.see(catalog.QUOTA_REMAINING, 7.0, requests, until=1060.0)
+    metrics.see(catalog.QUOTA_REMAINING, 7.0, requests, until=1060.0, seen=1000.0)
     now[0] = 1030.0
-    metrics.see(catalog.QUOTA_REMAINING, 5.0, tokens, until=1090.0)
+    metrics.see(catalog.QUOTA_REMAINING, 5.0, tokens, until=1090.0, seen=1030.0)
     assert list(metrics.newest()) == [
         (catalog.QUOTA_REMAINING, requests, 7.0, 1000.0),
         (catalog.QUOTA_REMAINING, tokens, 5.0, 1030.0),
     ]
     now[0] = 1060.0
     assert list(metrics.newest()) == [(catalog.QUOTA_REMAINING, tokens, 5.0, 1030.0)]
-    metrics.see(catalog.QUOTA_REMAINING, 9.0, requests, until=1120.0)
+    metrics.see(catalog.QUOTA_REMAINING, 9.0, requests, until=1120.0, seen=1060.0)
+    metrics.see(catalog.QUOTA_REMAINING, 90.0, requests, until=1130.0, seen=1050.0)  # an old stream's, told late
     assert [value for _, _, value, _ in metrics.newest()] == [9.0, 5.0]
     now[0] = 1120.0
     assert list(metrics.newest()) == []

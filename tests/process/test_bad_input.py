@@ -183,7 +183,7 @@ def test_a_wrong_key_is_a_401_that_does_not_repeat_it(stage: Scene, header: str)
 def test_a_body_too_large_by_its_length_is_a_413_before_it_is_sent(stage: Scene, target: str) -> None:
     with Wire(stage.gateway.port) as wire:
         wire.send(
-            f"POST {target} HTTP/1.1\r\nHost: g\r\n{AUTH}\r\n{JSON}\r\nContent-Length: {300 * MB}\r\n\r\n".encode()
+            f"POST {target} HTTP/1.1\r\nHost: localhost\r\n{AUTH}\r\n{JSON}\r\nContent-Length: {300 * MB}\r\n\r\n".encode()
         )
         sent = wire.answer()
         assert str(256 * MB if "batches" in target else 32 * MB) in assert_refused(
@@ -198,7 +198,7 @@ def test_a_client_that_is_still_sending_too_much_gets_to_read_its_413(stage: Sce
     piece = piece if framing.startswith("Content") else claude.chunk(piece)
     sent_bytes = 0
     with Wire(stage.gateway.port) as wire:
-        wire.send(f"POST /v1/messages HTTP/1.1\r\nHost: g\r\n{AUTH}\r\n{framing}\r\n\r\n".encode())
+        wire.send(f"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\n{AUTH}\r\n{framing}\r\n\r\n".encode())
         for _ in range(40 * MB // 65_536):
             wire.send(piece)
             sent_bytes += 65_536
@@ -214,7 +214,9 @@ def test_an_endless_chunked_body_is_not_held_in_memory(stage: Scene) -> None:
 
     before, piece = resident(), claude.chunk(b" " * MB)
     with Wire(stage.gateway.port) as wire:
-        wire.send(f"POST /v1/messages HTTP/1.1\r\nHost: g\r\n{AUTH}\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        wire.send(
+            f"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\n{AUTH}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+        )
         try:
             for _ in range(300):
                 wire.send(piece)
@@ -224,15 +226,17 @@ def test_an_endless_chunked_body_is_not_held_in_memory(stage: Scene) -> None:
 
 
 MANGLED = {
-    "bare_cr": b"POST /v1/messages HTTP/1.1\r\nHost: g\r\nX-A: b\rX-B: c\r\nContent-Length: 0\r\n\r\n",
-    "nul": b"POST /v1/messages HTTP/1.1\r\nHost: g\r\nX-A: b\0\r\nContent-Length: 0\r\n\r\n",
-    "space_before_colon": b"POST /v1/messages HTTP/1.1\r\nHost: g\r\nX-A : b\r\nContent-Length: 0\r\n\r\n",
-    "two_lengths": b"POST /v1/messages HTTP/1.1\r\nHost: g\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}\n",
-    "length_and_chunked": b"POST /v1/messages HTTP/1.1\r\nHost: g\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "length_no_number": b"POST /v1/messages HTTP/1.1\r\nHost: g\r\nContent-Length: 1e3\r\n\r\n",
-    "length_negative": b"POST /v1/messages HTTP/1.1\r\nHost: g\r\nContent-Length: -1\r\n\r\n",
-    "length_of_5000_digits": b"POST /v1/messages HTTP/1.1\r\nHost: g\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
-    "space_in_target": b"POST /v1/mess ages HTTP/1.1\r\nHost: g\r\nContent-Length: 0\r\n\r\n",
+    "bare_cr": b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nX-A: b\rX-B: c\r\nContent-Length: 0\r\n\r\n",
+    "nul": b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nX-A: b\0\r\nContent-Length: 0\r\n\r\n",
+    "space_before_colon": b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nX-A : b\r\nContent-Length: 0\r\n\r\n",
+    "two_lengths": b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}\n",
+    "length_and_chunked": b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "length_no_number": b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1e3\r\n\r\n",
+    "length_negative": b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+    "length_of_5000_digits": b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
+    + b"9" * 5000
+    + b"\r\n\r\n",
+    "space_in_target": b"POST /v1/mess ages HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n",
     "tls_hello": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
 }
 
@@ -240,7 +244,7 @@ MANGLED = {
 @pytest.mark.parametrize("case", MANGLED)
 def test_bytes_that_are_no_clean_http_are_refused_and_the_connection_closed(stage: Scene, case: str) -> None:
     with Wire(stage.gateway.port) as wire:
-        wire.send(MANGLED[case].replace(b"Host: g", f"Host: g\r\n{AUTH}".encode()))
+        wire.send(MANGLED[case].replace(b"Host: localhost", f"Host: localhost\r\n{AUTH}".encode()))
         head, body = wire.answer()
         assert 400 <= head.status < 500
         assert SECRET.encode() not in body
@@ -251,7 +255,7 @@ def test_bytes_that_are_no_clean_http_are_refused_and_the_connection_closed(stag
 
 
 def test_a_header_folded_over_two_lines_is_a_400_and_does_not_go_up(stage: Scene) -> None:
-    head = f"POST /v1/messages HTTP/1.1\r\nHost: g\r\n{AUTH}\r\nX-A: b\r\n {SECRET}: c\r\nContent-Length: {len(but())}"
+    head = f"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\n{AUTH}\r\nX-A: b\r\n {SECRET}: c\r\nContent-Length: {len(but())}"
     with Wire(stage.gateway.port) as wire:
         wire.send(head.encode() + b"\r\n\r\n" + but())
         assert_refused(stage, wire.answer(), 400, "invalid_request_error", "headers")

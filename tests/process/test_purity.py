@@ -110,7 +110,7 @@ def test_a_body_goes_up_byte_for_byte(stage: Scene, framing: str) -> None:
     else:
         stage.upstream.seen.clear()
         with Wire(stage.gateway.port) as wire:
-            wire.send(b"POST /v1/messages HTTP/1.1\r\nHost: g\r\nTransfer-Encoding: chunked\r\n\r\n")
+            wire.send(b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
             for index in range(0, len(body), 10):
                 wire.send(claude.chunk(body[index : index + 10]))
             wire.send(claude.LAST_CHUNK)
@@ -226,7 +226,7 @@ def test_an_upload_goes_up_as_it_comes_before_the_client_has_sent_the_last_byte(
     chunked = framing.startswith("Transfer")
     watch = stage.watch()
     with Wire(stage.gateway.port) as wire:
-        wire.send(f"POST {target} HTTP/1.1\r\nHost: g\r\nX-Mine: 1\r\n{framing}\r\n\r\n".encode())
+        wire.send(f"POST {target} HTTP/1.1\r\nHost: localhost\r\nX-Mine: 1\r\n{framing}\r\n\r\n".encode())
         wire.send(claude.chunk(b"first") if chunked else b"first")
         head_up = receiving.heads.get(timeout=10)
         wire.send(claude.chunk(b"last!") + claude.LAST_CHUNK if chunked else b"last!")

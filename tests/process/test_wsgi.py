@@ -189,7 +189,7 @@ def test_under_gthread_bodies_come_in_whole_in_either_framing(stage: Scene, fram
         if framing == "length":
             wire.request("POST", "/v1/messages", body, "Content-Type: application/json")
         else:
-            wire.send(b"POST /v1/messages HTTP/1.1\r\nHost: g\r\nTransfer-Encoding: chunked\r\n\r\n")
+            wire.send(b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
             for index in range(0, len(body), 9_999):
                 wire.send(claude.chunk(body[index : index + 9_999]))
             wire.send(claude.LAST_CHUNK)

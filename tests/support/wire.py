@@ -38,7 +38,7 @@ class Wire:
 
     def request(self, method: str, target: str, body: bytes = b"", *headers: str) -> None:
         """A request with a Content-Length and these further header lines."""
-        lines = [f"{method} {target} HTTP/1.1", "Host: gateway", f"Content-Length: {len(body)}", *headers]
+        lines = [f"{method} {target} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}", *headers]
         self.send("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body)
 
     def ask(self, body: dict[str, Any], *headers: str, target: str = "/v1/messages") -> None:

@@ -16,7 +16,7 @@ from tests.support.upstream import Seen, answer, json_answer
 from tests.web.conftest import Open, Stage
 
 
-def _error(response: Any) -> dict[str, Any]:
+def _error(response: Any, source: str = "claude-proxy") -> dict[str, Any]:
     """The error of a response, after its shape has been checked."""
     body = response.get_json()
     assert body.keys() == {"type", "error", "request_id"}
@@ -24,7 +24,7 @@ def _error(response: Any) -> dict[str, Any]:
     assert body["request_id"] == response.headers["x-request-id"]
     assert body["error"].keys() == {"type", "message", "details"}
     details = body["error"]["details"]
-    assert details.pop("source") == "claude-proxy"
+    assert details.pop("source") == source
     assert details.pop("trace_id") == response.headers["x-trace-id"]
     assert response.content_type == "application/json"
     error: dict[str, Any] = body["error"]
@@ -165,7 +165,7 @@ def test_the_providers_error_is_shown_with_its_status_type_and_advice(stage: Sta
         answer("429 Too Many Requests", body, "content-type: application/json", "retry-after: 7")
     )
     response = stage.post("/generate", {"prompt": "x"})
-    error = _error(response)
+    error = _error(response, source="provider")
     assert (response.status_code, error["type"], error["message"]) == (429, "rate_limit_error", "slow down")
     assert response.headers["retry-after"] == "7"
 
@@ -249,3 +249,39 @@ def test_a_bug_of_ours_is_a_500_that_says_nothing_of_its_cause(stage: Stage, mon
     told = {line["event"]: line for line in stage.told.lines()}
     assert "s3cret" in told["log"]["exception"]
     assert (told["request"]["outcome"], told["request"]["status"]) == ("internal_error", 500)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Host": "evil.example"}, {"Host": "evil.example:8000"}, {"Origin": "http://evil.example"}, {"Origin": "null"}],
+)
+def test_without_client_keys_a_web_page_may_not_use_this_machines_gateway(
+    stage: Stage, headers: dict[str, str]
+) -> None:
+    response = stage.client.post("/v1/messages", json=claude.ASKED, headers=headers)
+    assert (response.status_code, _error(response)["type"]) == (403, "permission_error")
+    assert stage.upstream.seen == []
+
+
+def test_without_client_keys_this_machine_comes_in_by_any_of_its_names(stage: Stage) -> None:
+    for host in ("localhost:8000", "127.0.0.1", "[::1]:8000"):
+        headers = {"Host": host, "Origin": f"http://{host}"}
+        assert stage.client.post("/v1/messages", json=claude.ASKED, headers=headers).status_code == 200
+
+
+def test_a_fan_out_whose_calls_all_failed_is_no_success(stage: Stage) -> None:
+    stage.upstream.script = lambda c, s: c.sendall(answer("529 Overloaded", claude.error("overloaded_error")))
+    assert stage.post("/batch_generate", {"prompts": ["a", "b"]}).status_code == 200
+    outcomes = [line["outcome"] for line in stage.told.lines() if line["event"] == "request"]
+    assert outcomes == ["upstream_overloaded"]
+
+
+def test_a_bug_inside_a_call_is_ours_and_not_the_clients(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.upstream.transport.ssl.create_default_context", _bug)
+    assert stage.post("/v1/messages", claude.ASKED).status_code == 500
+    lines = [line for line in stage.told.lines() if line["event"] == "request"]
+    assert [(line["outcome"], line["status"]) for line in lines] == [("internal_error", 500)]
+
+
+def _bug(**_options: Any) -> None:
+    raise RuntimeError("a bug")

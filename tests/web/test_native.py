@@ -10,7 +10,7 @@ import pytest
 from service.errors import BadRequest
 from service.web.auth import Caller
 from service.web.generate import BatchGenerate, Generate
-from service.web.native import decode, first_byte_timeout, forwarded
+from service.web.native import decode, first_byte_timeout, forwarded, upstream_target
 
 CALLER = Caller(None, ((b"x-api-key", b"ours"),))
 Headers = list[tuple[bytes, bytes]]
@@ -101,3 +101,40 @@ def test_a_wrong_body_is_refused_by_the_name_of_its_field(body: bytes, kind: typ
     with pytest.raises(BadRequest) as caught:
         decode(body, kind)
     assert (caught.value.field, caught.value.message) == (field, message)
+
+
+@pytest.mark.parametrize(
+    ("written", "goes_up"),
+    [
+        ("/v1/messages", "/v1/messages"),
+        ("/anthropic/v1/messages?beta=true", "/v1/messages?beta=true"),
+        ("/v1/models/claude-opus-5-5%5B1m%5D", "/v1/models/claude-opus-5-5%5B1m%5D"),
+        ("/v1/files/?limit=%2F..", "/v1/files/?limit=%2F.."),
+    ],
+)
+def test_path_and_query_go_up_as_written_less_our_prefix(written: str, goes_up: str) -> None:
+    assert upstream_target(written) == goes_up
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "/anthropic%2Fv1%2Fmodels%2F@127.0.0.1:9",
+        "/anthropic@127.0.0.1:9/v1/models",
+        "/v1/models/%2e%2e",
+        "/v1/files/../content",
+        "/v1/models/a%2Fb",
+        "/v1/models/a%5cb",
+        "/v1/models/a%0d%0ab",
+        "//v1/models",
+        "/v1",
+        "/v2/models",
+        "http://127.0.0.1:9/v1/models",
+        "@127.0.0.1:9/v1/models",
+        "",
+    ],
+)
+def test_a_path_that_could_lead_elsewhere_is_refused(written: str) -> None:
+    with pytest.raises(BadRequest) as refused:
+        upstream_target(written)
+    assert refused.value.field == "path"
