@@ -198,3 +198,6 @@ def _render(_logger: Any, _method: str, fields: Mapping[str, Any]) -> bytes:
         return _encode(fields) + b"\n"
     except (UnicodeEncodeError, OverflowError):  # a lone surrogate, an integer beyond 64 bits
         return json.dumps(fields, default=str).encode() + b"\n"
+    except Exception as error:  # noqa: BLE001 a value whose own text fails must not raise into a request
+        told = {"event": fields.get("event"), "level": fields.get("level"), "unwritable": scrub.named(error)}
+        return json.dumps(told, default=repr).encode() + b"\n"

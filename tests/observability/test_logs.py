@@ -106,6 +106,18 @@ def test_a_value_json_does_not_know_is_written_as_text(log: FilteringBoundLogger
     assert (line["value"], line["kind"], line["huge"]) == ("x", "<class 'object'>", 2**70)
 
 
+def test_a_value_whose_text_fails_raises_into_nobody_and_the_line_says_so(
+    log: FilteringBoundLogger, lines: Lines
+) -> None:
+    class Mute:
+        def __str__(self) -> str:
+            raise LookupError("no text")
+
+    log.warning("log", value=Mute())
+    (line,) = lines.parsed()
+    assert line == {"event": "log", "level": "warning", "unwritable": "LookupError"}
+
+
 class Pipe:
     """A pipe with a writer on it, and what the writer said of its fate."""
 
