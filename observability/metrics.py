@@ -113,7 +113,8 @@ class Metrics(Collector):
         self._allowed = {m.name: tuple(closed.get(label) for label in m.labels) for m in catalog.METRICS}
         self._texts = {m.name: (*map(floatToGoString, m.buckets), "+Inf") for m in catalog.METRICS}
         self._series: dict[str, dict[Labels, _Value | _Buckets]] = {m.name: {} for m in catalog.METRICS}
-        self._lock = threading.Lock()
+        # Re-entrant: garbage found while it is held may log, and a log line that is lost is counted here.
+        self._lock = threading.RLock()
         registry.register(self)
 
     def add(self, metric: Metric, labels: Labels = (), amount: float = 1, exemplar: Exemplar = None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -161,3 +163,24 @@ def test_headroom_is_shown_with_when_it_was_seen_until_its_time_is_over() -> Non
     assert [value for _, _, value, _ in metrics.newest()] == [9.0, 5.0]
     now[0] = 1120.0
     assert list(metrics.newest()) == []
+
+
+def test_counting_while_counting_in_one_thread_stops_nothing(metrics: Metrics) -> None:
+    class Finalised:
+        def __del__(self) -> None:
+            metrics.add(catalog.TELEMETRY_DROPPED, ("logs", "queue_full"))
+
+    def labels() -> Iterator[str]:
+        garbage = Finalised()
+        del garbage
+        yield from ("spans", "queue_full")
+
+    done = threading.Event()
+
+    def count() -> None:
+        with metrics._lock:  # as inside any call
+            tuple(labels())
+        done.set()
+
+    threading.Thread(target=count, daemon=True).start()
+    assert done.wait(5)
