@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from service.errors import BadRequest, LengthTooLarge
+from service.errors import BadRequest, LengthTooLarge, RequestTimeout
 from service.lifetime import Lifetime
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import InputStream, WSGIEnvironment
 
 KEY = "claude_proxy.channel"
+IDLE = "claude_proxy.idle"
+"""Where the environ of a WSGI server says how many seconds may pass inside a body."""
 _CHUNK = 65_536
 
 RawHeaders = list[tuple[bytes, bytes]]
@@ -89,14 +92,41 @@ def _from_wsgi(environ: WSGIEnvironment) -> Channel:
             headers.append((names[key], value.encode("latin-1")))
     stream: InputStream = environ["wsgi.input"]
     length = int(environ.get("CONTENT_LENGTH") or 0)
+    lifetime = Lifetime(time.perf_counter)
+
+    def read(size: int) -> bytes:
+        with _patience(environ):
+            return stream.read(size)
 
     async def chunks() -> AsyncIterator[bytes]:
         left: float = float("inf") if environ.get("wsgi.input_terminated") else length
-        while left > 0 and (chunk := await asyncio.to_thread(stream.read, int(min(left, _CHUNK)))):
+        while left > 0:
+            with lifetime.client.waiting():
+                chunk = await asyncio.to_thread(read, int(min(left, _CHUNK)))
+            if not chunk:
+                return
             left -= len(chunk)
             yield chunk
 
-    return Channel(Lifetime(time.perf_counter), headers, _target(environ), chunks, bridged=False)
+    return Channel(lifetime, headers, _target(environ), chunks, bridged=False)
+
+
+@contextmanager
+def _patience(environ: WSGIEnvironment) -> Iterator[None]:
+    """Bound a blocking read of the body, where the server hands its socket on. Raises `RequestTimeout`."""
+    connection = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
+    idle: float | None = environ.get(IDLE)
+    if connection is None or idle is None:
+        yield
+        return
+    before = connection.gettimeout()
+    connection.settimeout(idle)
+    try:
+        yield
+    except TimeoutError:
+        raise RequestTimeout(idle) from None
+    finally:
+        connection.settimeout(before)
 
 
 def _target(environ: dict[str, Any]) -> str:

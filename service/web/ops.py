@@ -11,7 +11,8 @@ from service.web.auth import Gate
 from service.web.channel import Channel
 from service.web.flask_loop import LoopFlask
 
-RULES = ("/healthz", "/readyz", "/metrics")
+METRICS = "/metrics"
+RULES = ("/healthz", "/readyz", METRICS)
 
 
 def register(app: LoopFlask, gate: Gate, exposition: Exposition) -> None:
