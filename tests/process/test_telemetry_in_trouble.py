@@ -100,7 +100,7 @@ def rounds(gateway: Gateway, count: int) -> tuple[Counter[str], list[float]]:
 
 def told(seconds: list[float]) -> str:
     """A distribution in milliseconds."""
-    cuts = statistics.quantiles(seconds, n=100)
+    cuts = statistics.quantiles(seconds, n=100, method="inclusive")
     return (
         f"p50 {cuts[49] * 1e3:.1f}, p90 {cuts[89] * 1e3:.1f}, p99 {cuts[98] * 1e3:.1f}, max {max(seconds) * 1e3:.1f} ms"
     )
