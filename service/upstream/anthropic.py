@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from typing import Annotated
 
 import msgspec
 
@@ -34,20 +35,24 @@ MODELS = frozenset(
 """The SDK 2.12.0 `Model` literal: the models that get a metric label of their own."""
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+"""A number of tokens that a float can hold exactly; anything else makes the answer invalid, not our arithmetic."""
+
+
 class _CacheCreation(msgspec.Struct):
-    ephemeral_5m_input_tokens: int | None = None
-    ephemeral_1h_input_tokens: int | None = None
+    ephemeral_5m_input_tokens: _Count | None = None
+    ephemeral_1h_input_tokens: _Count | None = None
 
 
 class _OutputDetails(msgspec.Struct):
-    thinking_tokens: int | None = None
+    thinking_tokens: _Count | None = None
 
 
 class _Usage(msgspec.Struct):
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
-    cache_read_input_tokens: int | None = None
+    input_tokens: _Count | None = None
+    output_tokens: _Count | None = None
+    cache_creation_input_tokens: _Count | None = None
+    cache_read_input_tokens: _Count | None = None
     cache_creation: _CacheCreation | None = None
     output_tokens_details: _OutputDetails | None = None
 
@@ -278,7 +283,14 @@ def quotas(headers: Mapping[str, str], seen: float) -> tuple[Quota, ...]:
             continue
         try:
             reset = datetime.fromisoformat(headers[prefix + "reset"]).timestamp()
-            found.append(Quota(name, int(limit), int(headers[prefix + "remaining"]), reset, seen))
+            found.append(Quota(name, _number(limit), _number(headers[prefix + "remaining"]), reset, seen))
         except (KeyError, ValueError, OverflowError):
             continue
     return tuple(found)
+
+
+def _number(text: str) -> float:
+    """Of a header. Raises `ValueError` for what is none, or absurd."""
+    if not (text.isascii() and text.isdigit() and len(text) < 16):
+        raise ValueError("not a number")
+    return float(text)

@@ -152,7 +152,7 @@ def every_refusal(stage: Stage) -> None:
         stage.send("POST", target, canaries.ASKED, key=WRONG_KEY)
         stage.send("POST", target, canaries.ASKED, **{"content-encoding": "gzip"})
         stage.send("POST", target, canaries.ASKED, **{"content-type": f"text/{BARE}"})
-        head = f"POST {target}{QUERY} HTTP/1.1\r\nHost: g\r\nX-Api-Key: {CLIENT_KEY}\r\nX-Odd: {BARE}\r\n"
+        head = f"POST {target}{QUERY} HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: {CLIENT_KEY}\r\nX-Odd: {BARE}\r\n"
         stage.raw(f"{head}Content-Type: application/json\r\nContent-Length: {1 << 30}\r\n\r\n".encode("latin-1"))
         stage.send("PUT", target + QUERY, canaries.ASKED)
     stage.send("POST", "/generate", {"prompt": PROMPT, "max_tokens": SYSTEM})

@@ -11,7 +11,7 @@ import pytest
 
 from observability.catalog import Outcome
 from service.record import Answered, Pace, Usage
-from service.upstream.anthropic import StreamReader, WholeReader
+from service.upstream.anthropic import StreamReader, WholeReader, quotas
 from tests.support import claude
 from tests.support.claude import BLOCK, MODEL, delta, event, last, start
 
@@ -246,3 +246,18 @@ def test_an_error_answer_that_is_not_the_apis_goes_by_its_status(body: bytes) ->
     reader = _whole(502, body)
     assert reader.ended() == (Outcome.UPSTREAM_ERROR, "502")
     assert reader.error_code == ""
+
+
+@pytest.mark.parametrize("absurd", ["1" + "0" * 400, "-1", "1e3", "9007199254740993"])
+def test_absurd_token_counts_make_the_answer_invalid_and_nothing_raises(absurd: str) -> None:
+    reader = WholeReader(200, inference=True)
+    reader.feed(b'{"type":"message","id":"msg_1","usage":{"input_tokens":%s}}' % absurd.encode())
+    assert reader.ended() == (Outcome.UPSTREAM_ERROR, "invalid_response")
+    assert reader.answered.usage is None
+
+
+@pytest.mark.parametrize("absurd", ["1" + "0" * 400, "-1", "many", ""])
+def test_absurd_headroom_is_left_out(absurd: str) -> None:
+    prefix = "anthropic-ratelimit-requests-"
+    headers = {f"{prefix}limit": "10", f"{prefix}remaining": absurd, f"{prefix}reset": "2026-11-22T00:00:00Z"}
+    assert quotas(headers, 1.0) == ()
