@@ -114,6 +114,8 @@ class Exposition:
             async with asyncio.timeout(PATIENCE):
                 reader, writer = await asyncio.open_unix_connection(self._place.address(slot))
                 with contextlib.closing(writer):
+                    if not _is_ours(writer):
+                        return []  # another user's process has taken a free slot's name; its figures are not ours
                     writer.write(b"o" if openmetrics else b"c")
                     answer = await reader.read(-1)
             return msgspec.msgpack.decode(answer, type=list[Piece])
