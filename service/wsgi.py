@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import atexit
+from functools import partial
 
-from service.app import FLUSH_SECONDS, create_gateway
+from service.app import FLUSH_SECONDS, Gateway, create_gateway
 from service.settings import load
 from service.web import local
-from service.web.flask_loop import LoopFlask
+from service.web.flask_loop import LoopFlask, background
 
 
 def application() -> LoopFlask:
@@ -18,8 +19,15 @@ def application() -> LoopFlask:
     settings = load()
     gateway = create_gateway(settings)
     local.guard(gateway.app, settings)
-    atexit.register(gateway.telemetry.stop, FLUSH_SECONDS)
+    atexit.register(partial(_leave, gateway), FLUSH_SECONDS)
     return gateway.app
+
+
+def _leave(gateway: Gateway, seconds: float) -> None:
+    """Close the provider's connections and flush telemetry within `seconds`."""
+    if gateway.client.is_open:  # else no loop has been started, and none can be now
+        background().run(gateway.client.aclose())
+    gateway.telemetry.stop(seconds)
 
 
 create_app = application

@@ -85,6 +85,11 @@ class Client:
         with trace.use_span(parent, end_on_exit=False, record_exception=False, set_status_on_exception=False):
             return cast(Response, await self._transport.handle_async_request(request))
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a pool: it is made at the first request."""
+        return self._transport is not None
+
     async def aclose(self) -> None:
         """Close the pool."""
         if self._transport is not None:
