@@ -43,5 +43,3 @@ class Answer:
     status: int
     headers: list[tuple[bytes, bytes]]
     body: Body
-    headers_after: float
-    """Seconds from sending to the headers."""

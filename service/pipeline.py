@@ -63,7 +63,6 @@ class Pipeline:
         error is raised.
         """
         response = await self._send(exchange, call, prepared)
-        headers_after = call.elapsed()
         status, kind = response.status_code, response.headers.get("content-type", "")
         call.upstream_request_id = response.headers.get("request-id")
         call.quotas = anthropic.quotas(response.headers, time.time())
@@ -85,7 +84,7 @@ class Pipeline:
             await response.stream.aclose()
             self._abandon(exchange, call, None, status)
 
-        return Answer(status, response.headers.raw, Body(body, unread), headers_after)
+        return Answer(status, response.headers.raw, Body(body, unread))
 
     async def _send(self, exchange: Exchange, call: Call, prepared: Prepared) -> Response:
         try:

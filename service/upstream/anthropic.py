@@ -117,15 +117,12 @@ class StreamReader:
         self._last_chunk = 0.0
         self._gaps = [0] * (len(LLM_SECONDS) + 1)
         self._gap_sum = self._gap_longest = 0.0
-        self.started = False
-        """Whether any event has come."""
 
     def feed(self, chunk: bytes) -> None:
         """See the next bytes; never raises."""
         if self._inflate is not None:
             chunk = self._inflate(chunk)
         for event in self._parser.feed(chunk):
-            self.started = True
             try:
                 self._see(_decode(event.data))
             except _NOT_OURS:

@@ -78,3 +78,14 @@ def test_a_lifetime_begins_when_it_is_made_and_keeps_two_books() -> None:
         1.0,
         0.0,
     )
+
+
+def test_waiting_for_both_at_once_counts_once_in_what_was_waited() -> None:
+    clock = Clock()
+    lifetime = Lifetime(clock)
+    with lifetime.client.waiting():
+        clock.now = 1.0
+        with lifetime.upstream.waiting():
+            clock.now = 3.0
+    lifetime.client.add(0.5)
+    assert (lifetime.client.seconds, lifetime.upstream.seconds, lifetime.waited.seconds) == (3.5, 2.0, 3.5)

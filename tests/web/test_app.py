@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 import threading
@@ -285,3 +286,23 @@ def test_a_bug_inside_a_call_is_ours_and_not_the_clients(stage: Stage, monkeypat
 
 def _bug(**_options: Any) -> None:
     raise RuntimeError("a bug")
+
+
+def test_a_streams_record_is_closed_with_its_last_word_however_long_the_provider_holds_on(stage: Stage) -> None:
+    stage.upstream.script = lambda connection, seen: claude.send_events(connection, [claude.STREAM])  # and no end
+    response = stage.client.post("/v1/messages", json=claude.ASKED | {"stream": True}, buffered=False)
+    assert b"".join(itertools.islice(response.iter_encoded(), 1)) == claude.STREAM
+    ended = stage.told.sample("claude_proxy_requests_total")
+    assert len(ended) == 1
+    assert 'outcome="ok"' in ended[0]
+    response.close()
+
+
+def test_the_providers_own_server_timing_stands_beside_ours(stage: Stage) -> None:
+    theirs = "server-timing: theirs;dur=1"
+    stage.upstream.script = lambda c, s: c.sendall(
+        answer("200 OK", claude.MESSAGE, "content-type: application/json", theirs)
+    )
+    first, ours = stage.post("/v1/messages", claude.ASKED).headers.getlist("server-timing")
+    assert first == "theirs;dur=1"
+    assert ours.startswith("upstream;dur=")

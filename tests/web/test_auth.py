@@ -107,3 +107,8 @@ def test_metrics_are_open_on_loopback_only_and_a_token_closes_them_there_too(
     environ: dict[str, str], headers: Headers, shown: bool
 ) -> None:
     assert _gate(**environ).admit_to_metrics(headers) is shown
+
+
+def test_passing_on_keeps_back_the_credential_of_the_connection() -> None:
+    headers = [(b"x-api-key", b"k"), (b"proxy-authorization", b"Basic c2VjcmV0")]
+    assert _gate(CLAUDE_PROXY_CREDENTIALS="pass").admit(headers).credential == ((b"x-api-key", b"k"),)
