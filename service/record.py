@@ -34,6 +34,53 @@ class Usage:
     cache_read_tokens: int | None = None
     cache_write_tokens: int | None = None
     reasoning_tokens: int | None = None
+    cache_write_1h_tokens: int | None = None
+    """The part of the cache writes that is kept for an hour, and costs more; the rest is kept for five minutes."""
+    web_searches: int | None = None
+    """Server-side searches, paid by the piece."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What moves a price beyond the model, as the provider's own words; None where nothing was said.
+
+    `tier` is OpenAI's or Anthropic's service tier (`batch`, `priority`, `flex`), `speed` Anthropic's (`fast`), `geo` its
+    `inference_geo` (`us`).
+    """
+
+    tier: str | None = None
+    speed: str | None = None
+    geo: str | None = None
+
+
+class Certainty(StrEnum):
+    """How sure a cost is."""
+
+    EXACT = "exact"
+    """The provider said all its tokens and the price is known."""
+    ESTIMATED = "estimated"
+    """The provider did not say all its tokens (the client left, the stream broke): the rest was worked out."""
+    UNPRICED = "unpriced"
+    """No price is known for the model: no amount, and never 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one call cost, in nano-dollars (1e-9 USD), by what was paid for; all 0 and meaningless when `unpriced`."""
+
+    certainty: Certainty
+    input: int = 0
+    """Input tokens that no cache had a part in."""
+    cache_read: int = 0
+    cache_write: int = 0
+    output: int = 0
+    tools: int = 0
+    """Server-side tools, by the piece."""
+
+    @property
+    def total(self) -> int:
+        """The whole amount."""
+        return self.input + self.cache_read + self.cache_write + self.output + self.tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +95,8 @@ class Attempt:
     status: int | None = None
     limit: str | None = None
     retry_after: float | None = None
+    model: str | None = None
+    """Which model was asked, when it was a stand-in for the one wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +134,9 @@ class Answered:
     model: str | None = None
     finish_reason: str | None = None
     usage: Usage | None = None
+    variant: Variant = Variant()
+    content_bytes: int = 0
+    """UTF-8 bytes of the content that came: what output tokens are estimated from where the provider did not say them."""
     upstream_request_id: str | None = None
     first_chunk: float | None = None
     pace: Pace | None = None

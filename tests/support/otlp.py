@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -57,6 +58,8 @@ class OtlpSink:
         self.spans: list[SpanSeen] = []
         self.bodies: list[bytes] = []
         """What was posted, as it came (inflated)."""
+        self.last_taken = 0.0
+        """When spans came last (Unix time)."""
         self.status = 200
         self.garbage = b""
         self.free = threading.Event()
@@ -112,6 +115,7 @@ class OtlpSink:
                             resource=resource,
                         )
                     )
+        self.last_taken = time.time()
 
     def wait(self, match: Callable[[SpanSeen], bool], count: int = 1, seconds: float = 15.0) -> list[SpanSeen]:
         """At least `count` spans that match."""
