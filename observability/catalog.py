@@ -10,77 +10,33 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from observability.attributes import BACKOFF_SPAN as BACKOFF_SPAN
+from observability.attributes import FIRST_CHUNK_EVENT as FIRST_CHUNK_EVENT
+from observability.attributes import QUEUE_SPAN as QUEUE_SPAN
+from observability.attributes import Attr as Attr
+from observability.attributes import LogEvent as LogEvent
 from observability.outcomes import OUTCOMES as OUTCOMES
 from observability.outcomes import STREAM_ENDS as STREAM_ENDS
 from observability.outcomes import Fault as Fault
 from observability.outcomes import Outcome as Outcome
-
-OTHER = "other"
-"""What a client-supplied label value outside its known set is folded into."""
-
-LLM_SECONDS = (
-    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68, 655.36,
-)  # fmt: skip
-"""The GenAI conventions' doubling edges, and three more: an agent's call may last the SDKs' ten minutes."""
-
-OVERHEAD_SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048)
-"""Our own time is a millisecond when well, so the edges start below it and end where somebody must be woken."""
-
-
-ERROR_TYPES = frozenset(
-    {
-        *(o.value for o in Outcome if o not in (Outcome.OK, Outcome.REFUSED)),
-        "invalid_request_error",
-        "authentication_error",
-        "billing_error",
-        "permission_error",
-        "not_found_error",
-        "conflict_error",
-        "request_too_large",
-        "rate_limit_error",
-        "api_error",
-        "timeout_error",
-        "overloaded_error",
-        "invalid_response",
-        "no_answer",
-    }
-)
-"""Values of `error_type`: the provider's own type where it gave one, else our outcome or the reason; the rest `_OTHER`."""
-
-QUOTA_DIMENSIONS = ("requests", "input_tokens", "output_tokens")
-"""The provider's limits whose headroom its headers tell (`dimension` label)."""
-
-QUOTA_SECONDS = 60.0
-"""How long a limit's headroom is shown after its last sighting, or until the limit is full again if that is later."""
-
-LIMITS_429 = ("requests", "input_tokens", "output_tokens", "spend", "acceleration", "unknown")
-"""Which limit a 429 named (`limit` label)."""
-
-ATTEMPT_REASONS = ("ok", "http_error", "not_sent", "no_answer", "timeout", "died_mid_body", "stalled", "aborted")
-"""How one try ended (`reason` label): by an HTTP answer or by which failure of the connection."""
-
-SIGNALS = ("spans", "logs")
-"""What leaves the process by itself (`signal` label)."""
-
-LOSSES = (
-    ("spans", "queue_full"),
-    ("spans", "export_failed"),
-    ("spans", "encode_failed"),
-    ("logs", "queue_full"),
-    ("logs", "write_failed"),
-)
-"""What can be lost and why: these series stand at 0 from the start, or Prometheus' rate() would miss the first loss."""
-
-DROP_REASONS = frozenset(reason for _, reason in LOSSES)
-"""Why telemetry was lost (`reason` label of the dropped counter)."""
-
-PROVIDERS = ("anthropic",)
-OPERATIONS = ("chat",)
-STATUSES = tuple(
-    str(code)
-    for code in (200, 201, 202, 204, 304, 400, 401, 402, 403, 404, 408, 409, 413, 422, 429, 500, 502, 503, 504, 529)
-)
-"""Statuses that get a label of their own; any other is `other`, no answer is the empty string."""
+from observability.values import ATTEMPT_REASONS as ATTEMPT_REASONS
+from observability.values import CACHE_RESULTS as CACHE_RESULTS
+from observability.values import CERTAINTIES as CERTAINTIES
+from observability.values import DROP_REASONS as DROP_REASONS
+from observability.values import ERROR_TYPES as ERROR_TYPES
+from observability.values import LIMITS_429 as LIMITS_429
+from observability.values import LLM_SECONDS as LLM_SECONDS
+from observability.values import LOSSES as LOSSES
+from observability.values import OPERATIONS as OPERATIONS
+from observability.values import OTHER as OTHER
+from observability.values import OVERHEAD_SECONDS as OVERHEAD_SECONDS
+from observability.values import PROVIDERS as PROVIDERS
+from observability.values import QUOTA_DIMENSIONS as QUOTA_DIMENSIONS
+from observability.values import QUOTA_SECONDS as QUOTA_SECONDS
+from observability.values import RETRY_REASONS as RETRY_REASONS
+from observability.values import SIGNALS as SIGNALS
+from observability.values import STATUSES as STATUSES
+from observability.values import TOKEN_TYPES as TOKEN_TYPES
 
 
 class Type(StrEnum):
@@ -218,6 +174,57 @@ LABEL_OVERFLOW = Metric(
 )  # fmt: skip
 BUILD_INFO = Metric("claude_proxy_build_info", Type.GAUGE, "Always 1; what runs.", ("version", "python"))
 
+QUEUE_DEPTH = Metric("claude_proxy_queue_depth", Type.GAUGE, "Requests waiting for capacity now.", (PROVIDER,))
+QUEUE_WAIT = Metric(
+    "claude_proxy_queue_wait_seconds", Type.HISTOGRAM,
+    "Seconds that a request waited for capacity; who need not wait is not in it.", (PROVIDER,), LLM_SECONDS,
+)  # fmt: skip
+RETRY_WAIT = Metric(
+    "claude_proxy_retry_wait_seconds", Type.HISTOGRAM,
+    "Seconds of pause before another attempt, by why it was made.", (PROVIDER, "reason"), LLM_SECONDS,
+)  # fmt: skip
+FALLBACKS = Metric("claude_proxy_fallback", Type.COUNTER, "Calls handed to a stand-in model.", (PROVIDER, "from", "to"))
+LIMITER_FAIL_OPEN = Metric(
+    "claude_proxy_limiter_fail_open", Type.COUNTER,
+    "Decisions made without the host's shared state, because it could not be had in time: the request was let through.",
+)  # fmt: skip
+COST = Metric(
+    "claude_proxy_cost_usd", Type.COUNTER, "What calls cost, in US dollars.",
+    (PROVIDER, MODEL, "token_type", "certainty"), exemplar=True,
+)  # fmt: skip
+UNPRICED = Metric(
+    "claude_proxy_unpriced_requests", Type.COUNTER, "Calls of models whose price is not known.", (PROVIDER,)
+)
+BATCH_SAVED = Metric(
+    "claude_proxy_batch_saved_usd", Type.COUNTER,
+    "What message batches cost less than the same calls made one by one.", (PROVIDER, MODEL),
+)  # fmt: skip
+BATCH_FORGONE = Metric(
+    "claude_proxy_batch_forgone_usd", Type.COUNTER,
+    "What calls that nobody watched arrive (no stream, no tools) would have cost less in a message batch.",
+    (PROVIDER, MODEL),
+)  # fmt: skip
+BATCH_OLDEST = Metric(
+    "claude_proxy_batch_oldest_seconds", Type.GAUGE,
+    "Age of the oldest message batch whose results have not been fetched here.", (PROVIDER,), per_host=True,
+)  # fmt: skip
+CLIENT_REQUESTS = Metric(
+    "claude_proxy_client_requests", Type.COUNTER, "Requests ended, by configured client.", ("client",)
+)
+CLIENT_COST = Metric(
+    "claude_proxy_client_cost_usd", Type.COUNTER, "What a configured client's calls cost, in US dollars.", ("client",)
+)
+CLIENT_BUDGET = Metric(
+    "claude_proxy_client_budget_usd", Type.GAUGE, "What a configured client may spend a day.", ("client",)
+)
+CACHE_REQUESTS = Metric(
+    "claude_proxy_cache_requests", Type.COUNTER, "Requests that the answer cache was asked for, by what it did.",
+    (ROUTE, "result"),
+)  # fmt: skip
+LEDGER_BACKLOG = Metric(
+    "claude_proxy_ledger_backlog_rows", Type.GAUGE, "Journal entries that the database has not taken yet."
+)
+
 SERIES = Metric(
     "claude_proxy_series", Type.GAUGE, "Series of each family in this answer: the cardinality budget.", ("metric",)
 )
@@ -235,7 +242,9 @@ METRICS: tuple[Metric, ...] = (
     INFERENCE_DURATION, FIRST_CHUNK, CHUNK_TIME,
     INPUT_TOKENS, OUTPUT_TOKENS, CACHE_READ_TOKENS, CACHE_WRITE_TOKENS, REASONING_TOKENS,
     REQUESTS, REQUEST_DURATION, IN_FLIGHT, OVERHEAD, UPSTREAM_ATTEMPTS, UPSTREAM_429,
+    QUEUE_DEPTH, QUEUE_WAIT, RETRY_WAIT, FALLBACKS, LIMITER_FAIL_OPEN, CACHE_REQUESTS,
     QUOTA_LIMIT, QUOTA_REMAINING, QUOTA_RESET, STREAM_OUTCOMES, STREAM_LONGEST_GAP, REJECTED,
+    COST, UNPRICED, BATCH_SAVED, BATCH_FORGONE, BATCH_OLDEST, CLIENT_REQUESTS, CLIENT_COST, CLIENT_BUDGET, LEDGER_BACKLOG,
     EVENT_LOOP_LAG, TELEMETRY_DROPPED, TELEMETRY_LAST_SUCCESS, LABEL_OVERFLOW, SERIES, BUILD_INFO,
 )  # fmt: skip
 
@@ -243,49 +252,12 @@ STOCK_PREFIXES = ("flask_", "process_", "python_")
 """Families of prometheus-flask-exporter and prometheus-client, exposed as they come (flask_* is time to headers)."""
 
 
-class LogEvent(StrEnum):
-    """Values of `event` in our JSON lines."""
-
-    REQUEST = "request"
-    CALL = "call"
-    LOG = "log"
-    LOOP_BLOCKED = "loop_blocked"
-
-
-class Attr:
-    """Span attribute keys that this project sets itself (the instrumentors add the stable HTTP ones)."""
-
-    OPERATION = "gen_ai.operation.name"
-    PROVIDER = "gen_ai.provider.name"
-    REQUEST_MODEL = "gen_ai.request.model"
-    REQUEST_STREAM = "gen_ai.request.stream"
-    REQUEST_MAX_TOKENS = "gen_ai.request.max_tokens"
-    RESPONSE_ID = "gen_ai.response.id"
-    RESPONSE_MODEL = "gen_ai.response.model"
-    FINISH_REASONS = "gen_ai.response.finish_reasons"
-    TIME_TO_FIRST_CHUNK = "gen_ai.response.time_to_first_chunk"
-    INPUT_TOKENS = "gen_ai.usage.input_tokens"
-    OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
-    CACHE_READ_TOKENS = "gen_ai.usage.cache_read.input_tokens"
-    CACHE_WRITE_TOKENS = "gen_ai.usage.cache_write.input_tokens"
-    REASONING_TOKENS = "gen_ai.usage.reasoning.output_tokens"
-    ERROR_TYPE = "error.type"
-    RESEND_COUNT = "http.request.resend_count"
-    SERVER_ADDRESS = "server.address"
-    SERVER_PORT = "server.port"
-    ANTHROPIC_REQUEST_ID = "anthropic.request.id"
-    REQUEST_ID = "claude_proxy.request_id"
-    OUTCOME = "claude_proxy.outcome"
-    CLIENT = "claude_proxy.client"
-    SPAN_ENDS_AT = "claude_proxy.span_ends_at"
-    RETRY_AFTER = "claude_proxy.retry_after"
-    LIMIT = "claude_proxy.limit"
-    CLAUDE_CODE_SESSION = "claude_code.session_id"
-    CLAUDE_CODE_AGENT = "claude_code.agent_id"
-
-
-LATER = frozenset({Attr.RESEND_COUNT})
-"""Declared, and not emitted yet: retries come with the policy of §7."""
-
-FIRST_CHUNK_EVENT = "first_chunk"
-"""Span event on the `chat` span at the first content_block_delta."""
+_NOT_YET = (
+    QUEUE_DEPTH, QUEUE_WAIT, RETRY_WAIT, FALLBACKS, LIMITER_FAIL_OPEN, CACHE_REQUESTS, COST, UNPRICED, BATCH_SAVED,
+    BATCH_FORGONE, BATCH_OLDEST, CLIENT_REQUESTS, CLIENT_COST, CLIENT_BUDGET, LEDGER_BACKLOG,
+)  # fmt: skip
+LATER: frozenset[str] = frozenset(metric.name for metric in _NOT_YET) | {
+    Attr.RESEND_COUNT, Attr.LIMITED_BY, Attr.PREDICTED_WAIT, Attr.RETRY_REASON, Attr.BACKOFF_SECONDS,
+    Attr.BACKOFF_ASKED_BY, Attr.FALLBACK_FROM, Attr.CACHE, Attr.COST, Attr.CERTAINTY, Attr.TASK,
+}  # fmt: skip
+"""Declared, and not emitted yet."""

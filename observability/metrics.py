@@ -33,11 +33,16 @@ _CLOSED: dict[str, Set[str]] = {
     "outcome": frozenset(catalog.Outcome) | frozenset(catalog.STREAM_ENDS.values()),
     "error_type": catalog.ERROR_TYPES,
     "status": frozenset(catalog.STATUSES),
-    "reason": frozenset(catalog.ATTEMPT_REASONS) | catalog.ERROR_TYPES | catalog.DROP_REASONS,
+    "reason": frozenset(
+        (*catalog.ATTEMPT_REASONS, *catalog.RETRY_REASONS, *catalog.ERROR_TYPES, *catalog.DROP_REASONS)
+    ),
     "limit": frozenset(catalog.LIMITS_429),
     "dimension": frozenset(catalog.QUOTA_DIMENSIONS),
     "streaming": frozenset(("true", "false")),
     "signal": frozenset(catalog.SIGNALS),
+    "token_type": frozenset(catalog.TOKEN_TYPES),
+    "certainty": frozenset(catalog.CERTAINTIES),
+    "result": frozenset(catalog.CACHE_RESULTS),
     "label": frozenset(label for metric in catalog.METRICS for label in metric.labels),
 }
 
@@ -105,11 +110,13 @@ class Metrics(Collector):
         *,
         routes: Set[str],
         models: Set[str],
+        clients: Set[str] = frozenset(),
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.registry = registry
         self._clock = clock
-        closed = _CLOSED | {catalog.ROUTE: routes, catalog.MODEL: models}
+        closed = _CLOSED | {catalog.ROUTE: routes, "client": clients}
+        closed |= dict.fromkeys((catalog.MODEL, "from", "to"), models)
         self._allowed = {m.name: tuple(closed.get(label) for label in m.labels) for m in catalog.METRICS}
         self._texts = {m.name: (*map(floatToGoString, m.buckets), "+Inf") for m in catalog.METRICS}
         self._series: dict[str, dict[Labels, _Value | _Buckets]] = {m.name: {} for m in catalog.METRICS}

@@ -38,12 +38,13 @@ def start(
     log_level: str,
     routes: Set[str],
     models: Set[str],
+    clients: Set[str] = frozenset(),
     stdout: int | None = 1,
 ) -> Telemetry:
-    """Start all signals. `routes` and `models` close those labels; `stdout` is the log's descriptor (None: no log)."""
+    """Start all signals. `routes`, `models` and `clients` close those labels; `stdout` is the log's descriptor (None: no log)."""
     registry = CollectorRegistry()
     metrics.register_process(registry)
-    made = metrics.Metrics(registry, routes=routes, models=models)
+    made = metrics.Metrics(registry, routes=routes, models=models, clients=clients)
     made.set(catalog.BUILD_INFO, 1, (version, platform.python_version()))
     for loss in catalog.LOSSES:
         made.add(catalog.TELEMETRY_DROPPED, loss, 0)

@@ -91,6 +91,7 @@ def start_telemetry(settings: Settings) -> Telemetry:
         log_level=settings.log_level,
         routes=ROUTES,
         models=anthropic.MODELS,
+        clients=frozenset(client.name for client in settings.client_keys),
     )
 
 

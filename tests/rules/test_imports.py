@@ -18,7 +18,7 @@ LADDER = (
     ("app",),
     ("web",),
     ("pipeline", "settings"),
-    ("policy", "store", "upstream", "account"),
+    ("policy", "store", "upstream", "account", "setting_rows"),
     ("record", "errors", "lifetime", "parse", "answer"),
 )
 """Rooms of `service` from the doors down. A room imports rooms of lower rungs only, never its neighbours."""

@@ -1,0 +1,54 @@
+"""The table of settings: every variable, how its text is read, its default and what it means. The README shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from service import parse
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row of the table: variable, how to read it, its default as written, and what it means."""
+
+    name: str
+    attribute: str
+    parse: Callable[[str], Any]
+    default: str
+    help: str
+    secret: bool = False
+
+
+TABLE: tuple[Setting, ...] = (
+    Setting("CLAUDE_PROXY_BIND", "bind", parse.bind, "127.0.0.1:8000", "Address to listen on. Anything but loopback needs client keys."),
+    Setting("CLAUDE_PROXY_WORKERS", "workers", parse.count(1, 64), "1", "Worker processes."),
+    Setting("CLAUDE_PROXY_LOG_LEVEL", "log_level", parse.choice("debug", "info", "warning", "error"), "info", "Least severe log line written."),
+    Setting("ANTHROPIC_API_KEY", "anthropic_api_key", parse.key, "", "Provider key for Claude; `CLAUDE_API_KEY` is read too.", True),
+    Setting("CLAUDE_PROXY_ANTHROPIC_BASE_URL", "anthropic_base_url", parse.base_url, "https://api.anthropic.com", "Where Claude is, without `/v1`."),
+    Setting("CLAUDE_PROXY_CREDENTIALS", "credentials", parse.choice("", "inject", "pass"), "", "`inject`: send the provider key instead of the client's credential; `pass`: forward the client's own. Empty: `inject` if there is a key."),
+    Setting("CLAUDE_PROXY_CLIENT_KEYS", "client_keys", parse.client_keys, "", "Who may come in: `NAME:SHA256` entries, separated by spaces, commas or lines. Make one with `claude-proxy key NAME`.", True),
+    Setting("CLAUDE_PROXY_METRICS_TOKEN", "metrics_token", parse.key, "", "Bearer token that `/metrics` asks for. Empty: open on loopback, closed elsewhere.", True),
+    Setting("CLAUDE_PROXY_DEFAULT_MODEL", "default_model", parse.text, "claude-opus-5-5", "Model of `/generate` and `/batch_generate` when the request names none."),
+    Setting("CLAUDE_PROXY_BATCH_CONCURRENCY", "batch_concurrency", parse.count(1, 1000), "8", "Calls that one `/batch_generate` has under way at a time."),
+    Setting("CLAUDE_PROXY_BATCH_MAX_PROMPTS", "batch_max_prompts", parse.count(1, 100_000), "1000", "Longest list of prompts that `/batch_generate` takes."),
+    Setting("CLAUDE_PROXY_CONNECT_TIMEOUT", "connect_timeout", parse.seconds, "5", "Seconds to get a connection to the provider."),
+    Setting("CLAUDE_PROXY_FIRST_BYTE_TIMEOUT", "first_byte_timeout", parse.seconds, "600", "Seconds until the provider's answer begins."),
+    Setting("CLAUDE_PROXY_IDLE_TIMEOUT", "idle_timeout", parse.seconds, "300", "Seconds of silence inside an answer, or inside a request's body, until it counts as stalled."),
+    Setting("CLAUDE_PROXY_TOTAL_TIMEOUT", "total_timeout", parse.seconds, "3600", "Seconds a provider call may take in all; the client's `x-stainless-timeout` shortens the first byte's wait."),
+    Setting("CLAUDE_PROXY_GRACEFUL_TIMEOUT", "graceful_timeout", parse.count(4, 3600), "30", "Seconds that open streams get to finish after SIGTERM; the last three are for ending the rest in-band."),
+    Setting("CLAUDE_PROXY_KEEPALIVE", "keepalive", parse.count(1, 3600), "75", "Seconds an idle client connection is kept."),
+    Setting("OTEL_SERVICE_NAME", "service_name", parse.text, "claude-proxy", "`service.name` of the spans."),
+    Setting("OTEL_EXPORTER_OTLP_ENDPOINT", "otlp_endpoint", parse.url, "", "Base address of an OTLP/HTTP receiver, e.g. `http://127.0.0.1:4318`. Empty: no spans leave. Of the SDK's other variables these work: `OTEL_EXPORTER_OTLP_HEADERS`, `…_TIMEOUT`, `…_COMPRESSION` and `…_CERTIFICATE`, `OTEL_RESOURCE_ATTRIBUTES`, and those in this table."),
+    Setting("OTEL_TRACES_SAMPLER", "sampler", parse.choice("parentbased_always_on", "parentbased_traceidratio", "always_on", "traceidratio", "parentbased_always_off", "always_off"), "parentbased_always_on", "Head decision on traces whose caller sent none; the `…ratio` ones take the share in `OTEL_TRACES_SAMPLER_ARG`. What is not taken is still kept when it ends in an error, a 429, a retry or slowly. `always_on` and `traceidratio` follow the caller's decision too, like their `parentbased_` forms. `always_off`: no spans at all."),
+    Setting("OTEL_TRACES_SAMPLER_ARG", "sampler_ratio", parse.ratio, "1", "Share of trace ids from 0 to 1, for the `…ratio` samplers."),
+    Setting("CLAUDE_PROXY_TRACES_PER_SECOND", "traces_per_second", parse.positive, "100", "Most traces a second that the head decision takes, per worker."),
+    Setting("CLAUDE_PROXY_TRACE_SLOW", "trace_slow", parse.seconds, "60", "Seconds from which a request is slow, so that its trace is kept."),
+    Setting("OTEL_BSP_SCHEDULE_DELAY", "export_delay_ms", parse.count(10, 60_000), "1000", "Milliseconds between span exports."),
+    Setting("OTEL_BSP_MAX_QUEUE_SIZE", "export_queue", parse.count(128, 1_000_000), "8192", "Spans that may wait for export (about 4 KB each); traces beyond are dropped and counted."),
+    Setting("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "capture_content", parse.choice("NO_CONTENT"), "NO_CONTENT", "Prompts are never recorded; other values are refused until they work."),
+    Setting("HTTPS_PROXY", "proxy", parse.url, "", "Forward proxy to the provider; `HTTP_PROXY` and `NO_PROXY` are honoured too."),
+    Setting("SSL_CERT_FILE", "ca_file", parse.ca_file, "", "CA bundle for the provider's certificate. Empty: certifi's."),
+)  # fmt: skip
+"""Every setting, in the order of the README."""
