@@ -36,6 +36,7 @@ def test_a_whole_stream_tells_ids_usage_reason_and_pace() -> None:
         model=MODEL,
         finish_reason="end_turn",
         usage=Usage(input_tokens=40, output_tokens=7, cache_read_tokens=5, cache_write_tokens=10),
+        content_bytes=5,
         first_chunk=0.5,
         pace=Pace((0, 0, 0, 0, 0, 1, *[0] * 12), 0.25, 0.25),
     )

@@ -1,0 +1,156 @@
+"""What the gateway asks of a provider's API: one subclass per provider, in a module of its own.
+
+Everything that differs between providers on the wire is behind this: where the usage is, what an error means, which
+headers tell the limits, how an error of ours must look. Nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any, ClassVar, Protocol
+
+from observability.catalog import Outcome
+from service.record import Answered, Quota
+
+
+class StreamReader(Protocol):
+    """Reads a streamed answer as it passes; changes nothing and never raises."""
+
+    readable: bool
+    """Whether plain events can be put into the stream: it is not compressed."""
+
+    def feed(self, chunk: bytes) -> None:
+        """See the next bytes."""
+        ...
+
+    @property
+    def opened_with(self) -> str | None:
+        """What the first event was: None (none yet), `content` (anything but an error, a ping too) or `error`."""
+        ...
+
+    @property
+    def over(self) -> bool:
+        """Whether the provider has said its last word: its end marker, or an error."""
+        ...
+
+    def ended(self) -> tuple[Outcome, str | None]:
+        """Outcome and error type of a stream whose bytes ended here."""
+        ...
+
+    @property
+    def answered(self) -> Answered:
+        """What the stream has said so far; what it never said is None."""
+        ...
+
+
+class WholeReader(Protocol):
+    """Reads a JSON answer that comes in one piece; never raises."""
+
+    def feed(self, chunk: bytes) -> None:
+        """See the next bytes."""
+        ...
+
+    def ended(self) -> tuple[Outcome, str | None]:
+        """Outcome and error type, by status and body."""
+        ...
+
+    @property
+    def answered(self) -> Answered:
+        """What the answer said; nothing for a body that is no answer to an inference."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What an error answer says about trying again.
+
+    `limit` is one of `catalog.LIMITS_429` on a 429, else None; `retry_after` is in seconds, as the provider asked;
+    `should_retry` is its own word (`x-should-retry`), None without one.
+    """
+
+    limit: str | None = None
+    retry_after: float | None = None
+    should_retry: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An error of ours on its way to the client: `type` is Anthropic's wire type, `details` what we add (trace id, field)."""
+
+    status: int
+    type: str
+    message: str
+    details: Mapping[str, Any]
+    request_id: str | None
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """What `retry-after-ms`, else `retry-after` (seconds, or an HTTP date) asks for, in seconds; nonsense is None."""
+    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        text = headers.get(name, "")
+        try:
+            seconds = float(text) * unit
+        except ValueError:
+            try:
+                seconds = parsedate_to_datetime(text).timestamp() - time.time()
+            except (ValueError, OverflowError, TypeError):
+                continue
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
+    return None
+
+
+class Provider(ABC):
+    """One provider's API."""
+
+    name: ClassVar[str]
+    """`gen_ai.provider.name`."""
+    prefix: ClassVar[str]
+    """Path prefix of its native routes, e.g. `/anthropic`."""
+    models: ClassVar[frozenset[str]]
+    """Models that get a metric label of their own."""
+    request_id_header: ClassVar[str]
+    """Answer header with the provider's id of the request."""
+
+    @abstractmethod
+    def stream_reader(
+        self, clock: Callable[[], float], on_first_chunk: Callable[[], None], content_type: str, encoding: str
+    ) -> StreamReader:
+        """For a streamed answer. `clock` gives seconds since the call began; `on_first_chunk` is told of the first content."""
+
+    @abstractmethod
+    def whole_reader(self, status: int, *, inference: bool, encoding: str) -> WholeReader:
+        """For an answer in one piece."""
+
+    @abstractmethod
+    def quotas(self, headers: Mapping[str, str], seen: float) -> tuple[Quota, ...]:
+        """Every limit that the answer's headers, come at Unix time `seen`, describe completely."""
+
+    @abstractmethod
+    def hint(self, status: int, headers: Mapping[str, str], body: WholeReader | None) -> Hint:
+        """What an error answer says about trying again."""
+
+    @abstractmethod
+    def limit_class(self, model: str) -> str:
+        """The models that share one rate limit with `model` have the same class."""
+
+    @abstractmethod
+    def credential(self, key: str) -> tuple[bytes, bytes]:
+        """The header that carries our key."""
+
+    @abstractmethod
+    def error_body(self, said: Said) -> dict[str, Any]:
+        """An error of ours as the provider would write it."""
+
+    @abstractmethod
+    def error_event(self, said: Said) -> bytes:
+        """The same as an event of its stream."""
+
+    def is_stream(self, content_type: str) -> bool:
+        """Whether an answer of this content type is a stream that `stream_reader` reads."""
+        return content_type.startswith("text/event-stream")
