@@ -1,4 +1,7 @@
-"""What an error of Claude's means: whose fault it is and which limit said no. Source: the API's pages on errors and limits."""
+"""What an error means: whose fault it is and which limit said no.
+
+Statuses are the same in all APIs; the rest here is Claude's. Source: its pages on errors and limits.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,13 @@ def outcome_of_error(kind: str) -> Outcome:
             return Outcome.UPSTREAM_ERROR
 
 
-def outcome_of_status(status: int, kind: str | None) -> Outcome:
+OVERLOADED = frozenset((529,))
+"""Claude's status for being overloaded; other APIs say 503."""
+
+
+def outcome_of_status(status: int, kind: str | None, overloaded: frozenset[int] = OVERLOADED) -> Outcome:
     """Outcome of an HTTP error answer. 401 and 403 are the client's only if its own credential went up: see pipeline."""
-    if kind == "overloaded_error" or status == 529:
+    if kind == "overloaded_error" or status in overloaded:
         return Outcome.UPSTREAM_OVERLOADED
     match status:
         case 429:
