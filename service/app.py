@@ -14,8 +14,12 @@ from observability.lag import LagMonitor
 from observability.start import Telemetry, start
 from observability.tracing import Options
 from service.account.closing import Closing
+from service.account.pauses import Pauses
 from service.pipeline import Pipeline
+from service.policy.budget import LocalBudget
+from service.policy.retry import Retries
 from service.settings import Settings
+from service.tries import Plan
 from service.upstream import anthropic
 from service.upstream.client import Client
 from service.upstream.transport import Transport
@@ -61,7 +65,15 @@ def create_gateway(settings: Settings, telemetry: Telemetry | None = None) -> Ga
         connect_timeout=settings.connect_timeout,
         idle_timeout=settings.idle_timeout,
     )
-    pipeline = Pipeline(client, injects=settings.credentials == "inject", total_timeout=settings.total_timeout)
+    pipeline = Pipeline(
+        anthropic.Anthropic(),
+        client,
+        Pauses(telemetry),
+        Plan(Retries(settings.max_retries, settings.retry_unanswered), settings.fallbacks),
+        LocalBudget(settings.retry_budget),
+        injects=settings.credentials == "inject",
+        total_timeout=settings.total_timeout,
+    )
     gate = Gate(settings)
     app = LoopFlask("claude_proxy", static_folder=None)
     app.url_map.strict_slashes = False

@@ -9,6 +9,10 @@ GatewayError
 │   └── UnsupportedMedia     415 invalid_request_error
 ├── Unauthenticated          401 authentication_error
 ├── Forbidden                403 permission_error
+│   └── ModelForbidden       403 permission_error        names the model field
+├── Limited                  429 rate_limit_error        says which limit, and when to come back
+│   ├── QueueRejected        the provider's limit is used up for longer than it makes sense to wait
+│   └── ClientLimited        the client's own limit is used up
 ├── ClientGone               499 (nobody reads it)
 ├── Draining                 503 overloaded_error
 ├── InternalError            500 api_error
@@ -26,9 +30,13 @@ SettingsError stands apart: it stops start-up and never meets a client.
 
 from __future__ import annotations
 
-from typing import ClassVar
+import math
+from typing import Any, ClassVar
 
 from observability.catalog import Outcome
+
+LONGEST_RETRY_AFTER = 60.0
+"""Seconds; above it a `Retry-After` is not sent, and clients are told not to retry by themselves."""
 
 
 class SettingsError(Exception):
@@ -53,6 +61,8 @@ class GatewayError(Exception):
         super().__init__(message)
         self.message = message
         self.field = field
+        self.details: dict[str, Any] = {}
+        """What the error answer's `details` say beside the trace id and the field."""
 
 
 class BadRequest(GatewayError):
@@ -128,6 +138,48 @@ class Forbidden(GatewayError):
     outcome = Outcome.CLIENT_AUTH
     error_type = "client_auth"
     should_retry = False
+
+
+class ModelForbidden(Forbidden):
+    """This client may not use this model."""
+
+    outcome = Outcome.CLIENT_LIMITED
+    error_type = "client_limited"
+
+    def __init__(self, client: str, model: str) -> None:
+        super().__init__(f"client {client!r} may not use the model {model!r}", field="model")
+
+
+class Limited(GatewayError):
+    """We say no before the provider does. `limit` is which limit; `retry_after` seconds until it makes sense to come back."""
+
+    status = 429
+    type = "rate_limit_error"
+
+    def __init__(self, message: str, *, limit: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.retry_after = retry_after
+        self.details = {"limit": limit, "retry_after_seconds": round(retry_after, 3)}
+        # SDKs obey any Retry-After: longer than a minute would look like a hanging call.
+        if retry_after <= LONGEST_RETRY_AFTER:
+            self.headers = {"retry-after": str(math.ceil(retry_after))}  # type: ignore[misc]  # an instance's own
+        else:
+            self.should_retry = False  # type: ignore[misc]
+
+
+class QueueRejected(Limited):
+    """The provider's limit will not have room in the time that the request may wait, or too many wait already."""
+
+    outcome = Outcome.QUEUE_REJECTED
+    error_type = "queue_rejected"
+
+
+class ClientLimited(Limited):
+    """A named client's own limit is used up."""
+
+    outcome = Outcome.CLIENT_LIMITED
+    error_type = "client_limited"
 
 
 class ClientGone(GatewayError):

@@ -77,6 +77,10 @@ class Lifetime:
         """Waiting for the client: its body, or room in its socket."""
         self.upstream = Waits(clock, self.waited)
         """Waiting for the provider, over all calls of the request."""
+        self.queue = Waits(clock, self.waited)
+        """Waiting for capacity, so that a limit is not overrun."""
+        self.backoff = Waits(clock, self.waited)
+        """Pausing between two attempts."""
 
 
 def absorb_cancellation() -> None:

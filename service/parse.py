@@ -70,6 +70,31 @@ def choice(*allowed: str) -> Callable[[str], str]:
     return checked
 
 
+def switch(text: str) -> bool:
+    """`on` or `off`."""
+    if text not in ("on", "off"):
+        raise ValueError("on or off")
+    return text == "on"
+
+
+_MODEL = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+def fallbacks(text: str) -> dict[str, tuple[str, ...]]:
+    """`MODEL=STAND_IN,STAND_IN` entries separated by semicolons."""
+    found: dict[str, tuple[str, ...]] = {}
+    for entry in filter(None, map(str.strip, text.split(";"))):
+        model, _, rest = entry.partition("=")
+        names = tuple(name.strip() for name in rest.split(",") if name.strip())
+        model = model.strip()
+        if not names or model in (*found, *names) or not all(_MODEL.fullmatch(name) for name in (model, *names)):
+            raise ValueError(
+                f"MODEL=STAND_IN,STAND_IN entries, each model once and never its own stand-in; not {entry!r}"
+            )
+        found[model] = names
+    return found
+
+
 def url(text: str) -> str:
     """An http or https address without query, less its last slash."""
     expected = "an http:// or https:// address without query"

@@ -1,282 +1,214 @@
 """One provider call from decision to closed record, readable top to bottom.
 
-    send -> answer's headers -> SSE: relay event by event | JSON: read whole, then deliver | large: relay chunk by chunk
-         -> what the bytes said -> exchange.end_call -> last byte handed on
-
-The record is closed before the last byte goes out: whoever has the whole answer finds its metrics and log line.
+send -> answer's headers -> SSE: as far as its first event | JSON: read whole | large: headers only
+     -> failed, and the client has no byte yet: pause (or a stand-in model) and send again
+     -> relay to the client -> what the bytes said -> exchange.end_call -> last byte handed on
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import dataclass, replace
 
 from observability.catalog import Outcome
 from service.account.exchange import Call, Exchange
-from service.answer import Answer, Body
-from service.errors import (
-    AnswerTimeout,
-    DiedMidBody,
-    Draining,
-    GatewayError,
-    InternalError,
-    InvalidAnswer,
-    UpstreamFailed,
-)
-from service.lifetime import Ending, Waits, absorb_cancellation
-from service.record import Attempt
-from service.upstream import anthropic, outcomes, sse
-from service.upstream.client import Client, Prepared, Response, Stream
+from service.account.pauses import Pauses
+from service.answer import Answer
+from service.errors import GatewayError, InvalidAnswer, UpstreamFailed
+from service.policy.retry import Failure, Pause, Stop
+from service.relay import Chunks, Events, abandon, end_with, fail
+from service.results import Failed, Large, Result, Streaming, Whole
+from service.tries import Budget, Plan, StandIn, Tries
+from service.upstream.client import Client, Prepared, Response
+from service.upstream.provider import Hint, Provider, Said
 
 MAX_WHOLE = 64 * 1024 * 1024
 """Bytes of a JSON answer that are held to be read whole; a larger one is no answer the API gives."""
-_DELIVERY = 65_536
 
-InBand = Callable[[GatewayError], bytes]
-"""Writes an error as an event of the provider's stream."""
+Check = Callable[[bytes], object]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One call to be made, as `Pipeline.run` was asked for it."""
+
+    exchange: Exchange
+    call: Call
+    prepared: Prepared
+    large: bool
+    check: Check | None
 
 
 class Pipeline:
     """Calls one provider. `injects` says that the credential sent is ours, so a refusal of it is not the client's fault."""
 
-    def __init__(self, client: Client, *, injects: bool, total_timeout: float) -> None:
-        self._client = client
+    def __init__(
+        self,
+        provider: Provider,
+        client: Client,
+        pauses: Pauses,
+        plan: Plan,
+        budget: Budget,
+        *,
+        injects: bool,
+        total_timeout: float,
+    ) -> None:
+        self.provider = provider
+        self._client, self._pauses, self._plan, self._budget = client, pauses, plan, budget
         self._injects = injects
         self._total_timeout = total_timeout
 
     async def run(
-        self,
-        exchange: Exchange,
-        call: Call,
-        prepared: Prepared,
-        *,
-        in_band: InBand,
-        large: bool = False,
-        check: Callable[[bytes], object] | None = None,
+        self, exchange: Exchange, call: Call, prepared: Prepared, *, large: bool = False, check: Check | None = None
     ) -> Answer:
-        """Send and return the answer as its headers are in (or, for JSON, its whole body). Raises `UpstreamFailed`.
+        """Send, again where that helps, and return the answer as its headers are in (a stream's: its first event; for
+        JSON its whole body). Raises `GatewayError`.
 
-        `large` answers are passed through chunk by chunk, unread. `check` sees a JSON answer that is no error, and
-        raises `InvalidAnswer` when the caller cannot use it. The call is ended by the answer's body, or here when an
-        error is raised.
+        `large` answers are passed through chunk by chunk, unread. `check` sees a JSON answer that is no error, and raises
+        `InvalidAnswer` when the caller cannot use it. The call is ended by the answer's body, or here when an error is
+        raised.
         """
-        response = await self._send(exchange, call, prepared)
-        status, kind = response.status_code, response.headers.get("content-type", "")
-        call.upstream_request_id = response.headers.get("request-id")
-        call.quotas = anthropic.quotas(response.headers, time.time())
-        exchange.status = status if exchange.call is call else None
-        encoding = response.headers.get("content-encoding", "")
-        if status < 400 and kind.startswith("text/event-stream"):
-            stream = anthropic.StreamReader(call.elapsed, call.first_chunk_event, encoding)
-            call.answered = lambda: stream.answered
-            body = self._relay_events(exchange, call, response, stream, in_band)
-        elif status < 400 and large:
-            body = self._relay(exchange, call, response)
-        else:
-            whole = anthropic.WholeReader(status, inference=call.operation is not None, encoding=encoding)
-            call.answered = lambda: whole.answered
-            read = await self._read(exchange, call, response, whole, check if status < 400 else None)
-            body = self._deliver(exchange, call, response, whole, read)
+        job = _Job(exchange, call, prepared, large, check)
+        try:
+            result, stop = await self._until_final(job)
+        except GatewayError as error:
+            end_with(exchange, call, error)
+            raise
+        except BaseException as error:
+            abandon(exchange, call, error, None, begun=False, sent=False)
+            raise
+        exchange.status = result.status_shown if exchange.call is call else None
+        pointless = stop is not None and stop.is_ours
+        if pointless and isinstance(result, Failed):
+            result.error.should_retry = False  # type: ignore[misc]  # an instance's own, where the class has its kind's
+        answer = result.hand_on(exchange, call, lambda error: self.provider.error_event(said(error, exchange)))
+        return _with_our_word(answer, call, pointless=pointless)
 
-        async def unread() -> None:
-            await response.stream.aclose()
-            self._abandon(exchange, call, None, status)
+    async def _until_final(self, job: _Job) -> tuple[Result, Stop | None]:
+        """Attempts until one is to be handed on; with it, why no other followed if it failed."""
+        exchange, call = job.exchange, job.call
+        tries = Tries(
+            self._plan,
+            self._budget,
+            model=call.model,
+            safe=job.prepared.is_safe,
+            repeatable=isinstance(job.prepared.body, bytes),
+            deadline=exchange.lifetime.clock() + min(self._total_timeout, job.prepared.first_byte_timeout),
+        )
+        while True:
+            exchange.begin_call(call)
+            result = await self._attempt(job)
+            failure = result.failure()
+            if failure is None:
+                return result, None
+            step = tries.after(failure, exchange.lifetime.clock())
+            following = self._following(job, step)
+            if following is None:
+                return result, step if isinstance(step, Stop) else Stop.USED_UP
+            await result.drop(call)
+            exchange.upgrade()
+            if isinstance(step, Pause):
+                await self._pause(job, failure, step)
+            job = following
 
-        return Answer(status, response.headers.raw, Body(body, unread))
+    def _following(self, job: _Job, step: Pause | StandIn | Stop) -> _Job | None:
+        """The job as it is to be sent next; None when there is no other try."""
+        if isinstance(step, Stop):
+            return None
+        if isinstance(step, Pause):
+            return job
+        stood_in = self.provider.with_model(job.prepared.target, job.prepared.body, step.model)
+        if stood_in is None:
+            return None
+        self._pauses.handed_over(job.call, step.model)
+        job.call.model = step.model
+        return replace(job, prepared=replace(job.prepared, target=stood_in[0], body=stood_in[1]))
 
-    async def _send(self, exchange: Exchange, call: Call, prepared: Prepared) -> Response:
+    async def _pause(self, job: _Job, failure: Failure, pause: Pause) -> None:
+        with self._pauses.before_retry(job.exchange, job.call, failure.reason, pause.seconds, pause.asked_by):
+            await asyncio.sleep(pause.seconds)
+
+    async def _attempt(self, job: _Job) -> Result:
+        """Send once and read as far as must be read before the client gets its first byte."""
+        exchange, call, status = job.exchange, job.call, None
+        call.sent = True
         try:
             with exchange.lifetime.upstream.waiting():
-                return await self._client.send(prepared, call.span)
+                response = await self._client.send(job.prepared, call.span, resend_count=len(call.attempts))
+            status = response.status_code
+            call.upstream_request_id = response.headers.get(self.provider.request_id_header)
+            call.quotas = self.provider.quotas(response.headers, time.time())
+            return await self._opened(job, response)
+        except UpstreamFailed as error:
+            return Failed(error, status)
         except GatewayError as error:
-            self._fail(exchange, call, error, None)
+            fail(exchange, call, error, status)  # the client's own body ended it
             raise
         except BaseException as error:
-            self._abandon(exchange, call, error, None, begun=False)
+            abandon(exchange, call, error, status, begun=False)
             raise
 
-    async def _read(
-        self,
-        exchange: Exchange,
-        call: Call,
-        response: Response,
-        reader: anthropic.WholeReader,
-        check: Callable[[bytes], object] | None,
-    ) -> bytes:
-        """The whole body of a JSON answer, also shown to `reader` and, whole, to `check`."""
-        parts: list[bytes] = []
-        size = 0
-        try:
-            async with aclosing(response.stream):
-                async for chunk in self._body(exchange, call, response):
-                    reader.feed(chunk)
-                    parts.append(chunk)
-                    size += len(chunk)
-                    if size > MAX_WHOLE:
-                        raise InvalidAnswer(f"the provider's answer is over {MAX_WHOLE} bytes")
-            body = b"".join(parts)
-            if check is not None:
-                check(body)
-        except UpstreamFailed as error:
-            self._fail(exchange, call, error, response.status_code)
-            raise
-        except BaseException as error:
-            self._abandon(exchange, call, error, response.status_code, begun=False)
-            raise
-        return body
-
-    async def _deliver(
-        self, exchange: Exchange, call: Call, response: Response, reader: anthropic.WholeReader, body: bytes
-    ) -> AsyncGenerator[bytes]:
-        """A body that is in, handed on piece by piece; the call ends before the last piece."""
-        call.stop_clock()
-        outcome, error_type = reader.ended()
-        if self._injects and response.status_code in (401, 403):
+    async def _opened(self, job: _Job, response: Response) -> Result:
+        call, provider = job.call, self.provider
+        status, kind = response.status_code, response.headers.get("content-type", "")
+        encoding = response.headers.get("content-encoding", "")
+        chunks = Chunks(
+            response.stream, job.exchange.lifetime.upstream, call, self._total_timeout, self._client.idle_timeout
+        )
+        if status < 400 and provider.is_stream(kind):
+            stream = provider.stream_reader(call.elapsed, call.first_chunk_event, kind, encoding)
+            call.answered = lambda: stream.answered
+            events = Events(chunks, stream)
+            await events.open()
+            return Streaming(response, events, stream)
+        if status < 400 and job.large:
+            return Large(response, chunks)
+        whole = provider.whole_reader(status, inference=call.operation is not None, encoding=encoding)
+        call.answered = lambda: whole.answered
+        body = await _read(chunks, whole.feed)
+        if job.check is not None and status < 400:
+            job.check(body)
+        outcome, error_type = whole.ended()
+        if self._injects and status in (401, 403):
             outcome = Outcome.UPSTREAM_ERROR
-        limit = None
-        if response.status_code == 429:
-            limit = outcomes.limit_of_429(response.headers, reader.error_code)
-        reason = "ok" if response.status_code < 400 else "http_error"
-        call.attempts.append(Attempt(reason, response.status_code, limit, _retry_after(response.headers)))
-        start = 0
-        try:
-            while len(body) - start > _DELIVERY:
-                yield body[start : start + _DELIVERY]
-                start += _DELIVERY
-        except BaseException as error:
-            ending = _outcome_of_ending(exchange, error)
-            exchange.end_call(call, ending, ending.value)
-            raise
-        exchange.end_call(call, outcome, error_type)
-        if body:
-            yield body[start:]
-
-    async def _relay(self, exchange: Exchange, call: Call, response: Response) -> AsyncGenerator[bytes]:
-        """A large answer, chunk by chunk. Raises `UpstreamFailed` in the middle: the client must see it cut, not ended."""
-        try:
-            async with aclosing(response.stream):
-                async for chunk in self._body(exchange, call, response):
-                    yield chunk
-        except UpstreamFailed as error:
-            self._fail(exchange, call, error, response.status_code)
-            raise
-        except BaseException as error:
-            self._abandon(exchange, call, error, response.status_code)
-            raise
-        call.attempts.append(Attempt("ok", response.status_code))
-        exchange.end_call(call, Outcome.OK, None)
-
-    async def _relay_events(
-        self, exchange: Exchange, call: Call, response: Response, reader: anthropic.StreamReader, in_band: InBand
-    ) -> AsyncGenerator[bytes]:
-        """An SSE answer, event by event as it arrives; what ends it early is told in-band, at an event's end."""
-        splitter = sse.Splitter()
-        failure: GatewayError | None = None
-        try:
-            async with aclosing(response.stream):
-                async for chunk in self._body(exchange, call, response):
-                    reader.feed(chunk)
-                    if reader.over and not exchange.ended:
-                        # Before the last word goes out, however long the provider then keeps its connection open.
-                        call.attempts.append(Attempt("ok", response.status_code))
-                        exchange.end_call(call, *reader.ended())
-                    if events := splitter.feed(chunk) if reader.readable else chunk:
-                        yield events
-        except UpstreamFailed as error:
-            failure = error
-        except asyncio.CancelledError as error:
-            if exchange.lifetime.ending is not Ending.DRAIN:
-                self._abandon(exchange, call, error, response.status_code)
-                raise
-            absorb_cancellation()
-            failure = Draining("the gateway is shutting down; the stream was ended early")
-        except BaseException as error:
-            self._abandon(exchange, call, error, response.status_code)
-            raise
-        if reader.over:
-            if rest := splitter.rest():
-                yield rest
-            return
-        failure = failure or DiedMidBody("the provider's stream ended before message_stop")
-        reason = failure.attempt_reason if isinstance(failure, UpstreamFailed) else "aborted"
-        call.attempts.append(Attempt(reason, response.status_code))
-        exchange.end_call(call, failure.outcome, failure.error_type)
-        if splitter.mid_event or not reader.readable:
-            raise failure  # there is no place for an event: the client must see its stream cut, not ended
-        yield in_band(failure)
-
-    def _body(self, exchange: Exchange, call: Call, response: Response) -> _Body:
-        return _Body(response.stream, exchange.lifetime.upstream, call, self._total_timeout, self._client.idle_timeout)
-
-    @staticmethod
-    def _fail(exchange: Exchange, call: Call, error: GatewayError, status: int | None) -> None:
-        """The provider failed, or (while its body was being sent up) the client did."""
-        call.attempts.append(Attempt(error.attempt_reason if isinstance(error, UpstreamFailed) else "aborted", status))
-        if exchange.call is call:
-            exchange.status = error.status
-        exchange.end_call(call, error.outcome, error.error_type)
-
-    @staticmethod
-    def _abandon(
-        exchange: Exchange,
-        call: Call,
-        error: BaseException | None,
-        status: int | None,
-        *,
-        begun: bool = True,
-    ) -> None:
-        """The request was ended from outside, or by a bug.
-
-        `status` is the provider's; `begun` says that the client has it too. Else it gets one of ours, or is gone.
-        """
-        outcome = _outcome_of_ending(exchange, error)
-        if not begun and exchange.call is call:
-            exchange.status = _STATUS.get(outcome)
-        if not exchange.ended:  # a stream whose last word has gone out has ended already
-            call.attempts.append(Attempt("aborted", status))
-            exchange.end_call(call, outcome, outcome.value)
+        hint = provider.hint(status, response.headers, whole) if status >= 400 else Hint()
+        return Whole(response, body, hint, outcome, error_type)
 
 
-class _Body:
-    """An answer's chunks, with the time waited for them on the books. Raises `AnswerTimeout` over the total timeout."""
-
-    def __init__(self, stream: Stream, waits: Waits, call: Call, total_timeout: float, idle_timeout: float) -> None:
-        self._chunks = aiter(stream)
-        self._waits, self._call, self._total_timeout, self._idle = waits, call, total_timeout, idle_timeout
-
-    def __aiter__(self) -> _Body:
-        return self
-
-    async def __anext__(self) -> bytes:
-        left = self._total_timeout - self._call.elapsed()
-        try:
-            if left <= 0:
-                raise TimeoutError
-            with self._waits.waiting():
-                # The stream itself raises after the idle timeout: a timer of ours is needed near the end only.
-                async with asyncio.timeout(left if left < self._idle else None):
-                    return await anext(self._chunks)
-        except TimeoutError:
-            raise AnswerTimeout(f"the call took longer than the total timeout of {self._total_timeout:g} s") from None
+async def _read(chunks: Chunks, feed: Callable[[bytes], None]) -> bytes:
+    """The whole body of a JSON answer, also shown to `feed`. Raises `UpstreamFailed`."""
+    parts: list[bytes] = []
+    size = 0
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            feed(chunk)
+            parts.append(chunk)
+            size += len(chunk)
+            if size > MAX_WHOLE:
+                raise InvalidAnswer(f"the provider's answer is over {MAX_WHOLE} bytes")
+    return b"".join(parts)
 
 
-_STATUS = {Outcome.DRAINING: Draining.status, Outcome.INTERNAL_ERROR: InternalError.status}
-"""What the client gets of us when its request is ended before it has begun to be answered."""
+def said(error: GatewayError, exchange: Exchange | None) -> Said:
+    """An error of ours with what the client needs to find it again."""
+    details = {"source": error.source, **error.details}
+    if exchange is not None:
+        details["trace_id"] = exchange.trace_id
+    if error.field is not None:
+        details["field"] = error.field
+    return Said(error.status, error.type, error.message, details, exchange.request_id if exchange is not None else None)
 
 
-def _outcome_of_ending(exchange: Exchange, error: BaseException | None) -> Outcome:
-    """By why the request was ended; an error that nobody meant is a bug of ours."""
-    if exchange.lifetime.ending is Ending.DRAIN:
-        return Outcome.DRAINING
-    outside = error is None or isinstance(error, asyncio.CancelledError | GeneratorExit)
-    return Outcome.CLIENT_ABORT if outside or exchange.lifetime.ending is Ending.CLIENT_GONE else Outcome.INTERNAL_ERROR
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """`retry-after` in seconds; a date or nonsense is None (the API sends seconds)."""
-    try:
-        return float(headers.get("retry-after", ""))
-    except ValueError:
-        return None
+def _with_our_word(answer: Answer, call: Call, *, pointless: bool) -> Answer:
+    """What the client should know beyond the provider's answer: who spoke, and that we have tried already."""
+    added = []
+    if call.stand_in is not None:
+        added.append((b"x-claude-proxy-model", call.stand_in.encode()))
+    headers = answer.headers
+    if pointless:
+        headers = [(name, value) for name, value in headers if name.lower() != b"x-should-retry"]
+        added.append((b"x-should-retry", b"false"))
+    return replace(answer, headers=[*headers, *added]) if added else answer

@@ -147,7 +147,8 @@ class Timings:
     """Seconds, monotonic. `total` runs from first byte in to last byte out; `call` from sending to the last byte in.
 
     `upstream` is the union of the intervals spent waiting for the provider, `client_wait` of those spent waiting for
-    the client (its body, or room in its socket), `waited` of both: an upload waits for both at once.
+    the client (its body, or room in its socket), `queue` for capacity, `backoff` between attempts; `waited` of all of them:
+    an upload waits for both sides at once.
     """
 
     total: float
@@ -155,6 +156,8 @@ class Timings:
     upstream: float = 0.0
     client_wait: float = 0.0
     waited: float = 0.0
+    queue: float = 0.0
+    backoff: float = 0.0
 
     @property
     def overhead(self) -> float:
@@ -193,3 +196,11 @@ class Record:
     answered: Answered = Answered()
     quotas: tuple[Quota, ...] = ()
     client: str | None = None
+    call_id: str = ""
+    """32 hex digits, unique for each provider call; empty for a request that made none or several."""
+    wanted_model: str | None = None
+    """The model that was asked for, when a stand-in spoke in its place."""
+    cache: str | None = None
+    """What the answer cache did, one of `catalog.CACHE_RESULTS`; None where there is none."""
+    cost: Cost | None = None
+    """None where nothing is sold: no call, no inference."""

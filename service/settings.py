@@ -46,6 +46,10 @@ class Settings:
     first_byte_timeout: float
     idle_timeout: float
     total_timeout: float
+    max_retries: int
+    retry_budget: float
+    retry_unanswered: bool
+    fallbacks: dict[str, tuple[str, ...]]
     graceful_timeout: int
     keepalive: int
     service_name: str

@@ -19,7 +19,10 @@ from service.record import Answered, Attempt, Kind, Quota, Record, Timings, Trac
 
 
 class Call:
-    """One provider call under way. `operation` is set for inference only; then it has a span of its own."""
+    """One provider call under way: opened when it is known what is wanted, begun when it may be sent.
+
+    `operation` is set for inference only; then it has a span of its own from its beginning on.
+    """
 
     def __init__(
         self,
@@ -28,27 +31,43 @@ class Call:
         operation: str | None,
         model: str | None,
         streaming: bool,
-        span: Span | None,
+        attributes: Attributes,
     ) -> None:
         self._clock = clock
-        self.began = clock()
-        self.provider, self.operation, self.model, self.streaming, self.span = (
-            provider,
-            operation,
-            model,
-            streaming,
-            span,
-        )
+        self.id = f"{random.getrandbits(128):032x}"
+        self.opened = clock()
+        self.provider, self.operation, self.model, self.streaming = provider, operation, model, streaming
+        self.attributes = attributes
+        """Of its span."""
+        self.wanted = model
+        """The model that was asked for; `model` is the one that is asked now."""
+        self.span: Span | None = None
+        self.began: float | None = None
         self.attempts: list[Attempt] = []
         self.answered: Callable[[], Answered] = Answered
         """Tells what the answer has said so far; set once an answer is being read."""
         self.upstream_request_id: str | None = None
         self.quotas: tuple[Quota, ...] = ()
+        self.queued = self.paused = 0.0
+        """Seconds that this call waited for capacity, and between its attempts."""
+        self.cache: str | None = None
+        self.input_estimate: int | None = None
+        """Input tokens as guessed from the request's size."""
+        self.sent = False
+        """Whether the provider may have got it."""
+        self.on_end: Callable[[Answered], None] | None = None
+        """Is told what the answer said as the call ends: what was reserved for it can be settled."""
+        self.ended = False
         self._lasted: float | None = None
 
+    @property
+    def stand_in(self) -> str | None:
+        """The model asked now, when it is not the one wanted."""
+        return self.model if self.model != self.wanted else None
+
     def elapsed(self) -> float:
-        """Seconds since the call began."""
-        return self._clock() - self.began
+        """Seconds since the call began; 0 before."""
+        return 0.0 if self.began is None else self._clock() - self.began
 
     def first_chunk_event(self) -> None:
         """The first piece of the answer's content has come."""
@@ -57,12 +76,14 @@ class Call:
 
     def stop_clock(self) -> None:
         """The last byte has come, or the call was given up."""
-        if self._lasted is None:
+        if self._lasted is None and self.began is not None:
             self._lasted = self.elapsed()
 
     @property
-    def lasted(self) -> float:
-        """Seconds the call took, or has taken."""
+    def lasted(self) -> float | None:
+        """Seconds the call took, or has taken; None if it was never begun."""
+        if self.began is None:
+            return None
         return self.elapsed() if self._lasted is None else self._lasted
 
     def says(self) -> Answered:
@@ -108,34 +129,49 @@ class Exchange:
         streaming: bool,
         attributes: Attributes | None = None,
     ) -> Call:
-        """Begin a provider call; an inference gets its span, a child of the request's."""
-        span = None
-        if operation is not None:
-            span = self._tracing.start_inference(
-                operation,
-                model or "",
-                {
-                    Attr.OPERATION: operation,
-                    Attr.PROVIDER: provider,
-                    Attr.REQUEST_MODEL: model,
-                    Attr.REQUEST_STREAM: streaming or None,
-                    **(attributes or {}),
-                },
-            )
-        call = Call(self.lifetime.clock, provider, operation, model, streaming, span)
+        """Say what is wanted of a provider. `begin_call` follows when it may be sent."""
+        call = Call(self.lifetime.clock, provider, operation, model, streaming, attributes or {})
         self.provider = provider
         if self.kind is Kind.REQUEST:
             self.call, self.model, self.streaming = call, model, streaming
         return call
 
+    def begin_call(self, call: Call) -> None:
+        """The call is about to be sent: its clock starts, and an inference gets its span, a child of the request's."""
+        if call.began is not None:
+            return
+        call.began = self.lifetime.clock()
+        if call.operation is not None:
+            call.span = self._tracing.start_inference(
+                call.operation,
+                call.model or "",
+                {
+                    Attr.OPERATION: call.operation,
+                    Attr.PROVIDER: call.provider,
+                    Attr.REQUEST_MODEL: call.model,
+                    Attr.REQUEST_STREAM: call.streaming or None,
+                    **call.attributes,
+                },
+            )
+
+    def upgrade(self) -> None:
+        """The trace is worth keeping whatever the head decided: the attempts that follow carry the flag."""
+        self._tracing.keep(self.server, upgrade=True)
+
     def end_call(self, call: Call, outcome: Outcome, error_type: str | None) -> None:
         """A call has ended: a fan-out's is closed here, a single one together with its request."""
+        if call.ended:
+            return
+        call.ended = True
         call.stop_clock()
+        if call.on_end is not None:
+            call.on_end(call.answered())
         if self.kind is not Kind.FAN_OUT:
             self.end(outcome, error_type)
             return
         self.outcomes[outcome] += 1
-        timings = Timings(total=call.lasted, call=call.lasted)
+        total = self.lifetime.clock() - call.opened
+        timings = Timings(total=total, call=call.lasted, queue=call.queued, backoff=call.paused)
         span = call.span or self.server
         self._closing.close(self._record(Kind.CALL, call, outcome, error_type, timings, span), None, call.span)
 
@@ -153,6 +189,8 @@ class Exchange:
             upstream=life.upstream.seconds,
             client_wait=life.client.seconds,
             waited=life.waited.seconds,
+            queue=life.queue.seconds,
+            backoff=life.backoff.seconds,
         )
         record = self._record(self.kind, call, outcome, error_type, timings, self.server)
         self._closing.close(record, self.server, None if call is None else call.span)
@@ -179,6 +217,9 @@ class Exchange:
             answered=call.says() if call is not None else Answered(),
             quotas=call.quotas if call is not None else (),
             client=self.client,
+            call_id=call.id if call is not None else "",
+            wanted_model=call.wanted if call is not None and call.stand_in else None,
+            cache=call.cache if call is not None else None,
         )
 
     def _trace(self, span: Span, outcome: Outcome, call: Call | None, timings: Timings) -> Trace:

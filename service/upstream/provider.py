@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar, Protocol
 
+import msgspec
+
 from observability.catalog import Outcome
 from service.record import Answered, Quota
 
@@ -150,6 +152,17 @@ class Provider(ABC):
     @abstractmethod
     def error_event(self, said: Said) -> bytes:
         """The same as an event of its stream."""
+
+    def with_model(self, target: str, body: bytes | object, model: str) -> tuple[str, bytes] | None:
+        """Target and body of the same request to another model, every other byte of a value kept; None where the body
+        cannot be read (it is compressed, or no JSON object)."""
+        try:
+            fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw]) if isinstance(body, bytes) else {}
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+        if "model" not in fields:
+            return None
+        return target, msgspec.json.encode(fields | {"model": msgspec.Raw(msgspec.json.encode(model))})
 
     def is_stream(self, content_type: str) -> bool:
         """Whether an answer of this content type is a stream that `stream_reader` reads."""

@@ -150,7 +150,7 @@ class Views:
             asked.provider, "chat", model, streaming=False, attributes={Attr.REQUEST_MAX_TOKENS: asked.max_tokens}
         )
         answer = await self._pipeline.run(
-            exchange, call, self._prepare(channel, asked, model, prompt), in_band=lambda error: b"", check=_message
+            exchange, call, self._prepare(channel, asked, model, prompt), check=_message
         )
         body = await reply.drained(answer.body)
         if answer.status >= 400:

@@ -120,9 +120,7 @@ class Native:
             body,
             first_byte_timeout(channel.headers, self._first_byte_timeout),
         )
-        answer = await self._pipeline.run(
-            exchange, call, prepared, in_band=lambda error: reply.error_event(error, exchange), large=route.large
-        )
+        answer = await self._pipeline.run(exchange, call, prepared, large=route.large)
         if route.links and (base := links.base_url(channel.headers, request.scheme, _prefix(channel.target))):
             answer = await links.lead_back(answer, base)
         return reply.passed_on(answer, exchange)

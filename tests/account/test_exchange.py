@@ -42,6 +42,7 @@ def test_an_exchange_ends_once_and_later_endings_change_nothing() -> None:
         with _exchange(told) as (exchange, _):
             assert _in_flight(told) == "1.0"
             call = exchange.open_call("anthropic", "chat", "claude-opus-5-5", streaming=False)
+            exchange.begin_call(call)
             exchange.end_call(call, Outcome.CUT_OFF, "cut_off")
             exchange.end_call(call, Outcome.OK, None)
             exchange.end(Outcome.INTERNAL_ERROR, "internal_error")
@@ -55,6 +56,7 @@ def test_overhead_is_what_neither_the_provider_nor_the_client_took() -> None:
         with _exchange(told) as (exchange, clock):
             clock.now += 0.125
             call = exchange.open_call("anthropic", "chat", "claude-opus-5-5", streaming=True)
+            exchange.begin_call(call)
             with exchange.lifetime.upstream.waiting():
                 clock.now += 2.0
             with exchange.lifetime.client.waiting():
@@ -72,6 +74,8 @@ def test_a_fan_out_is_one_record_of_its_own_and_one_per_call() -> None:
         with _exchange(told) as (exchange, clock):
             exchange.kind, exchange.model = Kind.FAN_OUT, "claude-opus-5-5"
             calls = [exchange.open_call("anthropic", "chat", "claude-opus-5-5", streaming=False) for _ in range(3)]
+            for call in calls:
+                exchange.begin_call(call)
             for number, call in enumerate(calls):
                 clock.now += 1.0
                 call.attempts.append(Attempt("ok", 200))
@@ -98,6 +102,7 @@ def test_what_is_no_inference_has_no_span_and_no_tokens() -> None:
     with telemetry() as told:
         with _exchange(told) as (exchange, _):
             call = exchange.open_call("anthropic", None, None, streaming=False)
+            exchange.begin_call(call)
             assert call.span is None
             exchange.end_call(call, Outcome.OK, None)
         assert list(told.spans) == ["POST /v1/messages"]
@@ -110,6 +115,7 @@ def test_the_calls_span_is_a_child_of_the_requests_with_the_request_in_its_attri
             call = exchange.open_call(
                 "anthropic", "chat", "claude-opus-5-5", streaming=True, attributes={"gen_ai.request.max_tokens": None}
             )
+            exchange.begin_call(call)
             call.first_chunk_event()
             exchange.end_call(call, Outcome.OK, None)
             assert exchange.trace_id == trace.format_trace_id(exchange.server.get_span_context().trace_id)

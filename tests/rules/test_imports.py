@@ -18,6 +18,8 @@ LADDER = (
     ("app",),
     ("web",),
     ("pipeline", "settings"),
+    ("results",),
+    ("relay", "tries", "pacer"),
     ("policy", "store", "upstream", "account", "setting_rows"),
     ("record", "errors", "lifetime", "parse", "answer"),
 )

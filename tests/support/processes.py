@@ -118,6 +118,8 @@ class Gateway(Process):
             "CLAUDE_PROXY_BIND": f"127.0.0.1:{self.port}",
             "CLAUDE_PROXY_ANTHROPIC_BASE_URL": upstream,
             "ANTHROPIC_API_KEY": "sk-ant-provider-key",
+            # Most tests speak of one attempt; those about retries say so.
+            "CLAUDE_PROXY_MAX_RETRIES": "0",
             "PYTHONUNBUFFERED": "1",
         }
         merged = {key: value for key, value in (defaults | environ).items() if value != ""}

@@ -42,7 +42,11 @@ def open_stage() -> Iterator[Open]:
         def make(**environ: str) -> Stage:
             upstream = stack.enter_context(Upstream(json_answer(MESSAGE)))
             told = stack.enter_context(telemetry())
-            base = {"ANTHROPIC_API_KEY": "sk-ant-provider", "CLAUDE_PROXY_ANTHROPIC_BASE_URL": upstream.url}
+            base = {
+                "ANTHROPIC_API_KEY": "sk-ant-provider",
+                "CLAUDE_PROXY_ANTHROPIC_BASE_URL": upstream.url,
+                "CLAUDE_PROXY_MAX_RETRIES": "0",
+            }
             merged = {name: value for name, value in (base | environ).items() if value}
             gateway = create_gateway(settings.load(merged), told.telemetry)
             stack.callback(lambda: background().run(gateway.client.aclose()))

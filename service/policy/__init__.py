@@ -1,0 +1,1 @@
+"""Verdicts from numbers and clocks: no HTTP, no telemetry, no I/O."""

@@ -1,0 +1,67 @@
+"""One call's tries: how many, until when, with which models, within which share of all traffic."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from service.policy.retry import Failure, Pause, Retries, Stop
+
+
+class Budget(Protocol):
+    """The share of recent traffic that may be retries, over all workers of the host."""
+
+    def count_request(self) -> None:
+        """A call is sent for the first time."""
+        ...
+
+    def try_retry(self) -> bool:
+        """Whether one more retry fits; if so it is counted."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the owner allows: retries, and for each model its stand-ins in order."""
+
+    retries: Retries
+    stand_ins: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class StandIn:
+    """Another try at once, with this model."""
+
+    model: str
+
+
+class Tries:
+    """The tries of one call. `deadline` is by the same clock as `now` in `after`."""
+
+    def __init__(
+        self, plan: Plan, budget: Budget, *, model: str | None, safe: bool, repeatable: bool, deadline: float
+    ) -> None:
+        self._plan, self._budget = plan, budget
+        self._stand_ins = list(plan.stand_ins.get(model or "", ()))
+        self._safe, self._repeatable, self._deadline = safe, repeatable, deadline
+        self._made = 0
+        budget.count_request()
+
+    def after(self, failure: Failure, now: float) -> Pause | StandIn | Stop:
+        """What follows a failed attempt."""
+        if not self._repeatable:
+            return Stop.SPEND if failure.limit == "spend" else Stop.FINAL
+        left = self._deadline - now
+        verdict = self._plan.retries.after(failure, self._made, left, safe=self._safe, random=random.random)
+        if isinstance(verdict, Pause):
+            if not self._budget.try_retry():
+                return Stop.BUDGET
+            self._made += 1
+            return verdict
+        wanting = failure.overloaded or failure.reason == "rate_limited"
+        if self._stand_ins and wanting and left > 0 and self._budget.try_retry():
+            self._made = 0
+            return StandIn(self._stand_ins.pop(0))
+        return verdict
