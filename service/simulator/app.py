@@ -1,7 +1,7 @@
 """The simulator as an aiohttp application, and how to serve it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 import msgspec
 from aiohttp import web
@@ -12,8 +12,13 @@ from service.simulator.breaking import before_headers, deliver
 from service.simulator.call import Call, Simulator
 from service.simulator.config import Clock, Config, SystemClock
 from service.simulator.errors import ApiError, not_found
+from service.simulator.face import CLAUDE, Face
 from service.simulator.faults import Schedule, decode_rules
 from service.simulator.files import Files
+from service.simulator.gemini import content
+from service.simulator.gemini.face import GEMINI
+from service.simulator.openai import chat, responses
+from service.simulator.openai.face import OPENAI
 
 Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 _MB = 1 << 20
@@ -31,12 +36,15 @@ def create_app(config: Config, *, clock: Clock | None = None) -> web.Application
     batches, files = Batches(sim), Files()
     app.on_cleanup.extend((batches.close, files.close))
     for method, path, handler, limit in _routes(batches, files):
-        route(method, path, _api(sim, handler, limit))
+        route(method, path, _api(sim, CLAUDE, handler, limit))
+    for face, foreign in _foreign_routes():
+        for method, path, handler in foreign:
+            route(method, path, _api(sim, face, handler, _MESSAGES_LIMIT))
     route("GET", "/_simulator/counts", _truth(sim, _counts))
     route("GET", "/_simulator/requests", _truth(sim, _requests))
     route("POST", "/_simulator/reset", _truth(sim, _reset))
     route("POST", "/_simulator/schedule", _truth(sim, _schedule))
-    route("*", "/{anything:.*}", _api(sim, _nothing_here, _MESSAGES_LIMIT))
+    route("*", "/{anything:.*}", _api(sim, CLAUDE, _nothing_here, _MESSAGES_LIMIT))
     return app
 
 
@@ -56,11 +64,13 @@ async def serve(app: web.Application, host: str, port: int) -> tuple[web.AppRunn
     return runner, int(runner.addresses[0][1])
 
 
-def _api(sim: Simulator, handler: Handler, limit: int) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def _api(
+    sim: Simulator, face: Face, handler: Handler, limit: int
+) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     """The way of every API request: key, scenario, body, fault, answer, truth."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
-        call = Call(sim, request)
+        call = Call(sim, request, face)
         try:
             try:
                 response = await _respond(call, handler, limit)
@@ -101,7 +111,8 @@ async def _nothing_here(call: Call) -> web.StreamResponse:
     raise not_found(f"Not found: {call.request.method} {call.request.path}")
 
 
-_OWN_PACE: tuple[Handler, ...] = (messages.create, messages.count)  # they name the model first, then take their time
+# They name the model first, then take their time.
+_OWN_PACE: tuple[Handler, ...] = (messages.create, messages.count, content.act, chat.create, responses.create)
 
 
 def _routes(batches: Batches, files: Files) -> tuple[tuple[str, str, Handler, int], ...]:
@@ -124,6 +135,25 @@ def _routes(batches: Batches, files: Files) -> tuple[tuple[str, str, Handler, in
         ("DELETE", one_file, files.delete, _MB),
         ("GET", f"{one_file}/content", files.content, _MB),
     )
+
+
+def _foreign_routes() -> Iterator[tuple[Face, list[tuple[str, str, Handler]]]]:
+    """The other APIs: all of each under its own prefix, and without it what Claude's API has not."""
+    act, target = content.act, "{target:[^/]+:[^/:]+}"
+    for base in ("/gemini/v1", "/gemini/v1beta", "/v1beta", "/v1"):
+        yield GEMINI, [("POST", f"{base}/models/{target}", act)]
+    for base in ("/gemini/v1", "/gemini/v1beta", "/v1beta"):
+        listing = ("GET", f"{base}/models", content.list_models)
+        yield GEMINI, [listing, ("GET", f"{base}/models/{{target}}", content.get_model)]
+    for base in ("/openai/v1", "/v1"):
+        yield (
+            OPENAI,
+            [("POST", f"{base}/chat/completions", chat.create), ("POST", f"{base}/responses", responses.create)],
+        )
+    models_of_openai = "/openai/v1/models"
+    yield OPENAI, [("GET", models_of_openai, chat.list_models), ("GET", models_of_openai + "/{id}", chat.get_model)]
+    yield OPENAI, [("*", "/openai/{anything:.*}", _nothing_here)]
+    yield GEMINI, [("*", "/gemini/{anything:.*}", _nothing_here), ("*", "/v1beta/{anything:.*}", _nothing_here)]
 
 
 def _truth(

@@ -151,7 +151,8 @@ class Batches:
         rng = generate.seeded(config.seed, bytes(item.params))
         usage = InputUsage(plain=request.count(asked))
         answer = generate.compose(asked, call.scenario, rng, config.seed, config.output_tokens)
-        self._sim.truth.bill(batch.owner, model.id, "batch", Billed(1, usage.plain, 0, 0, answer.output_tokens))
+        billed = Billed(1, usage.plain, 0, 0, answer.output_tokens, reasoning_output_tokens=answer.thinking_tokens)
+        self._sim.truth.bill(batch.owner, model.id, "batch", billed)
         message = messages.finished(messages.opening(asked, model, usage, "batch"), answer)
         return {"type": "succeeded", "message": message}
 

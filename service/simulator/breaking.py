@@ -3,51 +3,22 @@
 from aiohttp import web
 
 from service.simulator.call import Call
-from service.simulator.errors import TYPES, ApiError
+from service.simulator.errors import ApiError
 from service.simulator.faults import PLAIN
 from service.simulator.truth import Billed
 
 GARBAGE = b"<html><head><title>Oops</title></head><body>\x00\xff upstream connect error</body></html>"
-_STATUS = {
-    "overloaded": (529, "Overloaded"),
-    "api_error": (500, "Internal server error"),
-    "timeout": (504, "Request timed out"),
-    "unavailable": (503, "Service unavailable"),
-    "invalid_request": (400, "Invalid request"),
-    "authentication": (401, "invalid x-api-key"),
-    "billing": (402, "Your credit balance is too low"),
-    "permission": (403, "Your API key does not have permission to use the specified resource"),
-    "not_found": (404, "Not found"),
-    "conflict": (409, "The resource was changed by another request"),
-    "too_large": (413, "Request exceeds the maximum size"),
-}
-_SPEND = "You have reached your organization's monthly spend limit. It cannot be lifted by waiting a little."
-_RAMP = "Your usage has grown too fast. Please increase it gradually."
-ERROR_STATUS = {"overloaded_error": 529, "api_error": 500}
+_ERROR_FAULTS = {"overloaded_error": "overloaded", "api_error": "api_error"}
 
 
 def refusal(call: Call) -> ApiError | None:
     """The error that the scenario asks for instead of an answer; rate limits of one dimension come from the pool."""
-    scenario, fault = call.scenario, call.scenario.fault
-    if fault in _STATUS:
-        status, message = _STATUS[fault]
-    elif fault == "spend":
-        return ApiError(429, "rate_limit_error", _SPEND, code="enforced_spend_limit_reached")
-    elif fault == "acceleration":
-        return ApiError(
-            429, "rate_limit_error", _RAMP, code="ramp_limit_exceeded", headers={"retry-after": _after(call)}
-        )
-    elif fault in ("error_first", "error_after") and not call.streaming:
-        status, message = ERROR_STATUS[scenario.error], scenario.error
-    else:
-        return None
-    return ApiError(
-        status, TYPES[status], message, headers={} if scenario.retry_after is None else {"retry-after": _after(call)}
-    )
-
-
-def _after(call: Call) -> str:
-    return f"{5 if call.scenario.retry_after is None else call.scenario.retry_after:g}"
+    fault: str = call.scenario.fault
+    if fault in ("error_first", "error_after"):
+        if call.streaming:
+            return None
+        fault = _ERROR_FAULTS[call.scenario.error]
+    return call.face.refusal(fault, call.scenario) if fault else None
 
 
 async def before_headers(call: Call, usual_ms: float) -> None:

@@ -12,17 +12,15 @@ from typing import NoReturn
 import msgspec
 from aiohttp import StreamReader, web
 
-from service.simulator import errors
 from service.simulator.config import Clock, Config
 from service.simulator.errors import ApiError, invalid
+from service.simulator.face import CLAUDE, Face
 from service.simulator.faults import PLAIN, Scenario, Schedule, parse
 from service.simulator.generate import new_id
-from service.simulator.limits import Limiter
-from service.simulator.prompt_cache import PromptCache
-from service.simulator.request import VERSIONS
-from service.simulator.truth import Ending, Line, Recorded, Truth, hashed, without_credentials
+from service.simulator.limits import Limiter, RateLimits
+from service.simulator.prompt_cache import ImplicitCache, PromptCache
+from service.simulator.truth import Ending, Line, Recorded, Truth, hashed, without_credentials, without_key
 
-ORGANIZATION = "5157b4cc-0000-4000-8000-000000000001"
 JSON = "application/json"
 
 
@@ -39,41 +37,38 @@ class Simulator:
         """Start afresh: counts, recording, rate limits, prompt cache, and the schedule that it was started with."""
         self.truth.reset()
         self.limiter = Limiter(self.config.limits)
+        self.pools: dict[tuple[str, str, str], RateLimits] = {}  # by provider, key and model; Claude's are above
         self.cache = PromptCache()
+        self.implicit_cache = ImplicitCache()
         self.schedule = Schedule(self.config.schedule, self.clock.time())
 
 
 class Call:
     """One request from its first byte to its last; `close` writes it into the truth, once."""
 
-    def __init__(self, sim: Simulator, request: web.Request) -> None:
-        self.sim, self.request = sim, request
+    def __init__(self, sim: Simulator, request: web.Request, face: Face = CLAUDE) -> None:
+        self.sim, self.request, self.face = sim, request, face
         self.scenario: Scenario = PLAIN
         self.body = b""
         self.streaming = False
         self.headers: dict[str, str] = {}
         path, _, query = request.raw_path.partition("?")
-        self.line = Line(new_id("req_011C", 20), request.method, path, sim.clock.time())
-        headers = request.raw_headers if sim.config.record_headers else without_credentials(request.raw_headers)
+        self.line = Line(face.request_id(), request.method, path, sim.clock.time(), face.provider)
+        headers = request.raw_headers
+        if not sim.config.record_headers:
+            headers, query = without_credentials(headers), without_key(query) if query else ""
         self.recorded = Recorded(self.line.request_id, request.method, path, query, headers)
         sim.truth.requests.append(self.recorded)
         sim.truth.in_flight += 1
 
     def authenticate(self) -> None:
-        """Find the key (x-api-key or Bearer) and the version, or raise the API's 401 or 400."""
-        headers = self.request.headers
-        key = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ").strip()
-        if not key:
-            raise ApiError(401, "authentication_error", "x-api-key header is required")
+        """Find the key and look at the headers, or raise the API's refusal."""
+        key = self.face.credential(self.request)
         allowed = self.sim.config.api_keys
         if allowed and key not in allowed:
-            raise ApiError(401, "authentication_error", "invalid x-api-key")
+            raise self.face.wrong_key()
         self.line.key_hash = hashed(key)
-        version = headers.get("anthropic-version")
-        if version is None:
-            raise invalid("anthropic-version: header is required")
-        if version not in VERSIONS:
-            raise invalid(f'anthropic-version: "{version}" is not a valid version')
+        self.face.check(self.request)
 
     def choose_scenario(self) -> None:
         """Take the scenario of the header, else of the schedule."""
@@ -106,7 +101,8 @@ class Call:
 
     def response_headers(self) -> dict[str, str]:
         """What every response carries."""
-        headers = {"request-id": self.line.request_id, "anthropic-organization-id": ORGANIZATION, **self.headers}
+        seconds = self.sim.clock.time() - self.line.started
+        headers = {**self.face.headers(self.line.request_id, seconds), **self.headers}
         if self.scenario.cookie:
             headers["set-cookie"] = f"__cf_bm={new_id('', 24)}; path=/; HttpOnly; Secure"
         if self.scenario.should_retry is not None:
@@ -130,7 +126,7 @@ class Call:
     def refuse(self, error: ApiError) -> web.Response:
         """An error as an answer."""
         self.headers.update(error.headers)
-        return self.raw(errors.body(error, self.line.request_id), JSON, error.status)
+        return self.raw(self.face.body(error, self.request, self.line.request_id), JSON, error.status)
 
     def close(self, ending: Ending = "completed") -> None:
         """Write the call into the truth; only the first ending counts."""

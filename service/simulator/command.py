@@ -12,58 +12,9 @@ from service.simulator.app import create_app, serve
 from service.simulator.config import UNLIMITED, Config, Limits
 from service.simulator.errors import ApiError
 from service.simulator.faults import Rule, decode_rules, parse
+from service.simulator.manual import EPILOG as EPILOG
 
 _DEFAULTS = Config()
-
-EPILOG = """\
-scenarios
-  A request says how it wants to be answered in the header x-simulator-scenario:
-    x-simulator-scenario: fault=stall;after=3;gap_ms=20;output_tokens=200
-  Parts are separated by ";", a flag needs no value, an unknown part is a 400 that names it.
-
-  fault=NAME       an answer instead of the usual one:
-    rate_limit_requests, rate_limit_input_tokens, rate_limit_output_tokens
-                   429 with retry-after and that limit's remaining at 0
-    acceleration   429, error_code ramp_limit_exceeded, with retry-after
-    spend          429, error_code enforced_spend_limit_reached, without retry-after
-    overloaded 529, api_error 500, timeout 504, unavailable 503, invalid_request 400, authentication 401,
-    billing 402, permission 403, not_found 404, conflict 409, too_large 413
-    hang           nothing at all, until the client leaves
-    reset          TCP reset before the headers
-  fault=NAME       a break in the body, in a stream after `after` content deltas, else in its middle:
-    stall          silence, for ever or for stall_ms
-    cut            connection closed within an event
-    cut_boundary   connection closed between two events
-    reset_mid      TCP reset
-    malformed      an event (or body) that is not JSON; the stream then goes on
-    garbage        200 with bytes that are neither events nor JSON
-    error_first    an error event as the first event; without stream its HTTP status
-    error_after    an error event after `after` content deltas; without stream its HTTP status
-  after=N          content deltas before the break (default: half of them)
-  error=KIND       overloaded_error (default) or api_error, of error_first and error_after
-  retry_after=S    seconds in retry-after        should_retry=true|false  x-should-retry header
-  ttfb_ms=MS       wait before the headers       first_ms=MS   wait between headers and first content delta
-  gap_ms=MS        wait between content deltas   stall_ms=MS   length of a stall
-  chunks=N         content deltas per block      output_tokens=N  length of the answer
-  thinking_tokens=N  thinking, asked for or not  stop=REASON   stop_reason of the answer
-  tool=NAME        call that tool (auto: the first)   seed=N   another answer to the same request
-  ping_every=N     a ping before every Nth delta      message_deltas=N  several message_delta events
-  split=N          write the stream N bytes at a time
-  flags            crlf, comments, unknown_events (streams); gzip (not streamed); cookie (set-cookie)
-
-schedule
-  A JSON list of rules, from --schedule or POST /_simulator/schedule, for requests without the header; the first
-  rule that holds wins. All conditions but scenario may be left out, path is /v1/messages unless given:
-    [{"scenario": "fault=overloaded", "every": 10}, {"scenario": "fault=cut", "nth": 3},
-     {"scenario": "fault=hang", "probability": 0.01, "seed": 7, "between": [60, 120], "path": "/v1/models"}]
-
-truth
-  GET /_simulator/counts     requests by status, streams by ending, tokens billed by key hash, model and kind, and
-                             every call by itself (?calls=0 leaves those out). A stream is billed for what was
-                             written; nothing is billed for a fault before the headers, error_first or garbage.
-  GET /_simulator/requests   what came in: method, path, query, headers in order, SHA-256 and length of the body
-  POST /_simulator/reset     forget all of that, refill the limits, empty the prompt cache, restart the schedule
-"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""The API's errors: `ApiError` carries what the client is to see, `body` writes it as the Errors page shows it."""
+"""Errors: `ApiError` carries what the client is to see, `body` writes it as Claude's Errors page shows it."""
 
 import msgspec
 
@@ -19,13 +19,25 @@ TYPES = {
 
 
 class ApiError(Exception):
-    """An answer that is an error: HTTP status, error type, message, machine-readable code and extra headers."""
+    """An answer that is an error: HTTP status, error type, message, machine-readable code and extra headers.
+
+    `param` is what OpenAI calls the field at fault, `details` what Google adds to an error.
+    """
 
     def __init__(
-        self, status: int, kind: str, message: str, *, code: str = "", headers: dict[str, str] | None = None
+        self,
+        status: int,
+        kind: str,
+        message: str,
+        *,
+        code: str = "",
+        headers: dict[str, str] | None = None,
+        param: str | None = None,
+        details: tuple[dict[str, object], ...] = (),
     ) -> None:
         super().__init__(message)
         self.status, self.kind, self.message, self.code, self.headers = status, kind, message, code, headers or {}
+        self.param, self.details = param, details
 
 
 def invalid(message: str, code: str = "") -> ApiError:

@@ -14,6 +14,7 @@ Status = Literal[
     "rate_limit_output_tokens",
     "acceleration",
     "spend",
+    "daily_quota",
     "overloaded",
     "api_error",
     "timeout",
@@ -87,7 +88,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One line of a schedule: a scenario and when it applies; conditions left out always hold."""
 
     scenario: str
-    path: str = "/v1/messages"  # exact path of the requests that count
+    path: str = "/v1/messages"  # path of the requests that count; "/openai/*": all that begin so
     nth: int | None = None  # the nth such request, from 1
     every: int | None = None  # each kth such request
     probability: float | None = None
@@ -109,7 +110,7 @@ class Schedule:
         """The scenario for the next request to `path`, if a rule has one; every matching rule counts it."""
         chosen: Scenario | None = None
         for index, (rule, rng) in enumerate(self._rules):
-            if rule.path != path:
+            if rule.path != path and not (rule.path.endswith("*") and path.startswith(rule.path[:-1])):
                 continue
             self._seen[index] += 1
             if _holds(rule, self._seen[index], rng, now - self._start) and chosen is None:

@@ -228,7 +228,7 @@ def example(schema: Any, root: Any, rng: random.Random, depth: int = 0) -> Any:
     if schema.get("enum"):
         return rng.choice(schema["enum"])
     kind = schema.get("type", "object")
-    return _typed(kind[0] if isinstance(kind, list) else kind, schema, root, rng, depth)
+    return _typed(str(kind[0] if isinstance(kind, list) else kind).lower(), schema, root, rng, depth)
 
 
 def _typed(kind: str, schema: dict[str, Any], root: Any, rng: random.Random, depth: int) -> Any:

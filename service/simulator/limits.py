@@ -6,6 +6,7 @@ Source of the rules and numbers: the Rate limits page.
 import math
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import Protocol
 
 from service.simulator.config import Limits
 from service.simulator.errors import ApiError
@@ -112,6 +113,22 @@ class Pool:
         outgoing = self._output.shown(now, 1000)
         scarce = incoming if self._input.share(now) < self._output.share(now) else outgoing
         return dict(zip(_NAMES, requests + incoming + outgoing + scarce, strict=True))
+
+
+class RateLimits(Protocol):
+    """What one key may use of one model, as its API counts it."""
+
+    def admit(self, input_tokens: int, now: float) -> None:
+        """Count a request and its input, or raise the 429 of the limit in the way."""
+
+    def produced(self, output_tokens: int, now: float) -> None:
+        """Count output as it is made."""
+
+    def pretend(self, name: str, retry_after: float, now: float) -> ApiError:
+        """The 429 for the limit `name`, although something is left of it."""
+
+    def headers(self, now: float) -> dict[str, str]:
+        """The rate-limit headers of an answer."""
 
 
 class Limiter:

@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from service.simulator import generate, models, request, stream
+from service.simulator import generate, models, request
 from service.simulator.breaking import before_headers
 from service.simulator.call import Call
 from service.simulator.errors import invalid
@@ -11,6 +11,8 @@ from service.simulator.limits import Pool
 from service.simulator.models import Model
 from service.simulator.prompt_cache import InputUsage
 from service.simulator.request import Prompt, Request
+from service.simulator.sending import duration, send
+from service.simulator.stream import Events
 from service.simulator.truth import Billed
 
 _LIMIT_FAULTS = {
@@ -39,12 +41,13 @@ async def create(call: Call) -> web.StreamResponse:
     call.line.message_id = str(message["id"])
     if call.streaming:
         call.headers = pool.headers(now)
-        return await stream.send(call, answer, message, pool)
-    await call.wait(stream.duration(call, answer))
+        return await send(call, Events(answer, message, call.scenario), pool)
+    await call.wait(duration(call, answer))
     now = call.sim.clock.time()
     pool.produced(answer.output_tokens, now)
     call.headers = pool.headers(now)
     call.line.billed.output_tokens = answer.output_tokens
+    call.line.billed.reasoning_output_tokens = answer.thinking_tokens
     return call.answer(finished(message, answer))
 
 
@@ -75,7 +78,9 @@ def _admit(call: Call, asked: Request, model: Model, pool: Pool, now: float) -> 
     else:
         usage = InputUsage(plain=total)
     pool.admit(usage.limited, now)
-    call.line.billed = Billed(1, usage.plain, usage.written_5m + usage.written_1h, usage.read)
+    call.line.billed = Billed(
+        1, usage.plain, usage.written, usage.read, cache_creation_1h_input_tokens=usage.written_1h
+    )
     return usage
 
 
@@ -89,7 +94,7 @@ def opening(asked: Request, model: Model, usage: InputUsage, tier: str = "standa
     """The message before it has any content, its usage before any output."""
     bill: dict[str, object] = {
         "input_tokens": usage.plain,
-        "cache_creation_input_tokens": usage.written_5m + usage.written_1h,
+        "cache_creation_input_tokens": usage.written,
         "cache_read_input_tokens": usage.read,
         "cache_creation": {
             "ephemeral_5m_input_tokens": usage.written_5m,

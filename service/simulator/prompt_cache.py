@@ -17,6 +17,8 @@ from service.simulator.request import Prompt
 _LIFETIME = {"5m": 300.0, "1h": 3600.0}
 _MAX_ENTRIES = 10_000
 _MAX_MARKS = 4
+_IMPLICIT_LIFETIME = 1800.0
+_IMPLICIT_MINIMUM, _IMPLICIT_STEP = 1024, 128  # tokens; OpenAI's prompt caching guide
 
 
 @dataclass(slots=True)
@@ -29,9 +31,14 @@ class InputUsage:
     read: int = 0
 
     @property
+    def written(self) -> int:
+        """All that was written to the cache."""
+        return self.written_5m + self.written_1h
+
+    @property
     def limited(self) -> int:
         """What counts towards the input token limit: all but cache reads (Rate limits page)."""
-        return self.plain + self.written_5m + self.written_1h
+        return self.plain + self.written
 
 
 @dataclass(slots=True)
@@ -78,6 +85,40 @@ class PromptCache:
         self._expiry.move_to_end(digest)
         if len(self._expiry) > _MAX_ENTRIES:
             self._expiry.popitem(last=False)
+
+
+class ImplicitCache:
+    """Prefixes that are kept without being asked to: what OpenAI and Gemini do with any long prompt."""
+
+    def __init__(self) -> None:
+        self._expiry: OrderedDict[bytes, float] = OrderedDict()
+
+    def use(self, owner: str, request: Prompt, now: float, *, writes: bool) -> InputUsage:
+        """Look `request` up for `owner` (provider, key and model), remember it, and split its input tokens. What is
+        written counts as plain input unless the model `writes`, that is, bills for it."""
+        boundaries = list(_boundaries(owner, request))
+        total = requests.tokens(boundaries[-1].size) if boundaries else 0
+        if total < _IMPLICIT_MINIMUM:
+            return InputUsage(plain=total)
+        hit = next((one for one in reversed(boundaries) if self._expiry.get(one.digest, 0.0) > now), None)
+        read = _kept(hit.size) if hit else 0
+        written = _kept(boundaries[-1].size) - read if writes else 0
+        for boundary in boundaries:
+            if _kept(boundary.size):
+                self._keep(boundary.digest, now + _IMPLICIT_LIFETIME)
+        return InputUsage(plain=total - read - written, written_5m=written, read=read)
+
+    def _keep(self, digest: bytes, until: float) -> None:
+        self._expiry[digest] = until
+        self._expiry.move_to_end(digest)
+        if len(self._expiry) > _MAX_ENTRIES:
+            self._expiry.popitem(last=False)
+
+
+def _kept(size_in_bytes: int) -> int:
+    """How many tokens of a prefix are worth keeping: whole steps, none of a short one."""
+    tokens = requests.tokens(size_in_bytes)
+    return tokens // _IMPLICIT_STEP * _IMPLICIT_STEP if tokens >= _IMPLICIT_MINIMUM else 0
 
 
 def _boundaries(owner: str, request: Prompt) -> list[_Boundary]:

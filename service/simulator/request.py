@@ -139,12 +139,20 @@ def decode(data: bytes | msgspec.Raw, kind: type[T]) -> T:
         raise invalid(f"The request body is not valid JSON: {error}") from None
 
 
-def _explain(message: str) -> str:
-    place = _PLACE.search(message)
-    path = re.sub(r"\[(\w+)\]", r".\1", place[1]) if place else ""
+def place(message: str) -> tuple[str, str]:
+    """Where and what is wrong in a message of the decoder: `messages[0].role` and the rest; a field that is missing
+    is where it should be, and what is wrong is then ""."""
+    found = _PLACE.search(message)
+    path = found[1] if found else ""
     if missing := _MISSING.search(message):
-        return f"{path}.{missing[1]}: Field required".removeprefix(".")
-    what = _PLACE.sub("", message).replace("Expected", "Input should be")
+        return f"{path}.{missing[1]}".removeprefix("."), ""
+    return path, _PLACE.sub("", message)
+
+
+def _explain(message: str) -> str:
+    where, what = place(message)
+    path = re.sub(r"\[(\w+)\]", r".\1", where)
+    what = what.replace("Expected", "Input should be") or "Field required"
     return f"{path}: {what}" if path else what
 
 

@@ -1,5 +1,6 @@
 """The true count of what was served and billed, and a recording of what came in."""
 
+import re
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -9,7 +10,8 @@ from typing import Literal
 import msgspec
 
 Ending = Literal["open", "completed", "aborted", "cut", "errored"]
-_CREDENTIALS = frozenset((b"x-api-key", b"authorization", b"proxy-authorization", b"cookie"))
+_CREDENTIALS = frozenset((b"x-api-key", b"x-goog-api-key", b"authorization", b"proxy-authorization", b"cookie"))
+_QUERY_KEY = re.compile(r"(?:^|(?<=&))key=([^&]*)")
 
 
 @lru_cache(maxsize=4096)
@@ -19,13 +21,16 @@ def hashed(secret: str) -> str:
 
 
 class Billed(msgspec.Struct, gc=False):
-    """Tokens that were billed. Input is split as in usage; nothing is counted twice."""
+    """Tokens that were billed, for every API in the same way: the three kinds of input do not overlap, and output is
+    all output. The last two are parts of others: of what was written to the cache, and of the output."""
 
     requests: int = 0
     input_tokens: int = 0
     cache_creation_input_tokens: int = 0
     cache_read_input_tokens: int = 0
     output_tokens: int = 0
+    cache_creation_1h_input_tokens: int = 0
+    reasoning_output_tokens: int = 0
 
     def add(self, other: "Billed") -> None:
         """Add `other` to this."""
@@ -34,6 +39,8 @@ class Billed(msgspec.Struct, gc=False):
         self.cache_creation_input_tokens += other.cache_creation_input_tokens
         self.cache_read_input_tokens += other.cache_read_input_tokens
         self.output_tokens += other.output_tokens
+        self.cache_creation_1h_input_tokens += other.cache_creation_1h_input_tokens
+        self.reasoning_output_tokens += other.reasoning_output_tokens
 
 
 class Line(msgspec.Struct, gc=False):
@@ -43,6 +50,7 @@ class Line(msgspec.Struct, gc=False):
     method: str
     path: str
     started: float
+    provider: str = "anthropic"  # whose API was asked: anthropic, gemini, openai
     key_hash: str = ""
     kind: str = "other"  # message, stream, count_tokens, batch, other
     model: str | None = None
@@ -77,6 +85,11 @@ def without_credentials(headers: tuple[tuple[bytes, bytes], ...]) -> tuple[tuple
     return tuple([(name, _masked(value)) if name.lower() in _CREDENTIALS else (name, value) for name, value in headers])
 
 
+def without_key(query: str) -> str:
+    """The query with the SHA-256 of Gemini's `key` in its place."""
+    return _QUERY_KEY.sub(lambda found: f"key={_masked(found[1].encode()).decode()}", query)
+
+
 @lru_cache(maxsize=4096)
 def _masked(secret: bytes) -> bytes:
     return sha256(secret).hexdigest().encode()
@@ -90,7 +103,7 @@ class Truth:
     keep_requests: int
     by_status: Counter[int] = field(default_factory=Counter)
     streams: Counter[str] = field(default_factory=Counter)
-    billed: dict[tuple[str, str, str], Billed] = field(default_factory=dict)
+    billed: dict[tuple[str, str, str, str], Billed] = field(default_factory=dict)
     in_flight: int = 0
 
     def __post_init__(self) -> None:
@@ -103,12 +116,12 @@ class Truth:
         if line.kind == "stream" and line.status == 200:
             self.streams[line.ending] += 1
         if line.billed.requests and line.model:
-            self.bill(line.key_hash, line.model, line.kind, line.billed)
+            self.bill(line.key_hash, line.model, line.kind, line.billed, line.provider)
         self.lines.append(line)
 
-    def bill(self, key_hash: str, model: str, kind: str, billed: Billed) -> None:
+    def bill(self, key_hash: str, model: str, kind: str, billed: Billed, provider: str = "anthropic") -> None:
         """Add to the bill of a key."""
-        self.billed.setdefault((key_hash, model, kind), Billed()).add(billed)
+        self.billed.setdefault((provider, key_hash, model, kind), Billed()).add(billed)
 
     def reset(self) -> None:
         """Forget all but what is in flight, which will be counted when it ends."""
@@ -119,8 +132,8 @@ class Truth:
         """What GET /_simulator/counts shows; `?calls=0` leaves the list of calls out."""
         streams: dict[str, int] = {name: self.streams[name] for name in ("completed", "aborted", "cut", "errored")}
         billed = [
-            {"key_hash": key, "model": model, "kind": kind, **msgspec.structs.asdict(bill)}
-            for (key, model, kind), bill in self.billed.items()
+            {"provider": who, "key_hash": key, "model": model, "kind": kind, **msgspec.structs.asdict(bill)}
+            for (who, key, model, kind), bill in self.billed.items()
         ]
         by_status = {str(status): count for status, count in sorted(self.by_status.items())}
         requests = {"total": self.by_status.total(), "in_flight": self.in_flight, "by_status": by_status}

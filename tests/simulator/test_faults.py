@@ -59,6 +59,13 @@ def test_a_rule_counts_only_requests_to_its_path() -> None:
     assert faults(schedule, [0.0], "/v1/models") == ["spend"]
 
 
+def test_a_path_that_ends_in_a_star_means_all_that_begin_so() -> None:
+    schedule = Schedule((Rule("fault=spend", path="/openai/*", nth=2),), now=0)
+    assert faults(schedule, [0.0], "/v1/messages") == [""]
+    assert faults(schedule, [0.0], "/openai/v1/responses") == [""]
+    assert faults(schedule, [0.0], "/openai/v1/chat/completions") == ["spend"]
+
+
 @pytest.mark.parametrize("text", [b"{", b'[{"nth": 3}]', b'[{"scenario": "", "when": 1}]'])
 def test_a_schedule_that_is_not_understood_is_a_400(text: bytes) -> None:
     with pytest.raises(ApiError, match="schedule: "):

@@ -47,7 +47,16 @@ def test_usage_at_the_end_is_the_whole_and_equals_what_is_billed(sim: Simulation
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": 0,
         "output_tokens": 60,
+        "cache_creation_1h_input_tokens": 0,
+        "reasoning_output_tokens": 0,
     }
+
+
+def test_thinking_is_billed_as_a_part_of_the_output(sim: Simulation) -> None:
+    for stream in (True, False):
+        sim.ask("output_tokens=60;thinking_tokens=20", stream=stream)
+        billed = sim.last_call()["billed"]
+        assert (billed["output_tokens"], billed["reasoning_output_tokens"]) == (60, 20)
 
 
 def test_several_message_deltas_have_growing_usage(sim: Simulation) -> None:

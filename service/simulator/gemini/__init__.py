@@ -1,0 +1,1 @@
+"""The Gemini API: generateContent, streamGenerateContent (SSE or a JSON array), countTokens, models."""
