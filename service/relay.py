@@ -167,7 +167,7 @@ class Relay:
             if rest := splitter.rest():
                 yield rest
             return
-        failure = failure or DiedMidBody("the provider's stream ended before its end")
+        failure = failure or DiedMidBody("the provider's stream ended before its last event")
         reason = failure.attempt_reason if isinstance(failure, UpstreamFailed) else "aborted"
         call.attempts.append(Attempt(reason, self._status, model=call.stand_in))
         exchange.end_call(call, failure.outcome, failure.error_type)

@@ -130,10 +130,10 @@ IN_STREAM = {
     "rst": Day(dies(*FIRST, then=reset), "cut_off", "cut_off", "ended in the middle", attempt=("200", "died_mid_body")),
     "no_message_stop": Day(
         plays(claude.SSE_HEAD, *map(claude.chunk, FIRST), claude.LAST_CHUNK, then=until_left),
-        "cut_off", "cut_off", "before message_stop", attempt=("200", "died_mid_body"),
+        "cut_off", "cut_off", "before its last event", attempt=("200", "died_mid_body"),
     ),
     "eof_framed_in_an_event": Day(
-        plays(claude.SSE_HEAD_UNTIL_CLOSE, *FIRST, HALF, then=shut), "cut_off", "cut_off", "before message_stop",
+        plays(claude.SSE_HEAD_UNTIL_CLOSE, *FIRST, HALF, then=shut), "cut_off", "cut_off", "before its last event",
         attempt=("200", "died_mid_body"),
     ),
     "stalls": Day(
@@ -146,7 +146,7 @@ IN_STREAM = {
     ),
     "garbage": Day(
         plays(claude.SSE_HEAD_UNTIL_CLOSE, *FIRST, b"<html>\x00\xff oops", then=shut), "cut_off", "cut_off",
-        "before message_stop", attempt=("200", "died_mid_body"),
+        "before its last event", attempt=("200", "died_mid_body"),
     ),
 }  # fmt: skip
 
