@@ -75,8 +75,9 @@ class Prices:
 
     def refresh(self, url: str | None = None) -> None:
         """Fetch the newest public list and use it from now on. Never called unasked. Blocks, and imports genai-prices
-        whole (31 MB): call it in a thread. Raises what fetching raises; the old prices then stay."""
-        self._listed = prices_list.fetched(url)
+        whole (31 MB): call it in a thread. Raises what fetching raises; the old prices then stay, as they do for a
+        provider that is not in it."""
+        self._listed = {**self._listed, **prices_list.fetched(url)}
         self._resolved = {}
 
     def cost(self, provider: str, model: str, usage: Usage, variant: Variant, at: float) -> Cost:

@@ -12,8 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
-from decimal import Decimal
-from fractions import Fraction
+from decimal import ROUND_HALF_EVEN, Decimal
 from importlib.machinery import SourceFileLoader
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -57,7 +56,7 @@ class Listed:
 
 def picos(dollars: Decimal | float | str, per: int) -> int:
     """Pico-dollars for one, when `per` of them cost so many dollars; half a pico-dollar goes to the even one."""
-    return round(Fraction(str(dollars)) * 10**12 / per)
+    return int((Decimal(str(dollars)) * 10**12 / per).to_integral_value(ROUND_HALF_EVEN))
 
 
 def utc(day: date) -> float:
