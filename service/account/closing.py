@@ -10,7 +10,7 @@ from observability import catalog
 from observability.catalog import Attr, Fault, LogEvent, Outcome
 from observability.metrics import Exemplar
 from observability.start import Telemetry
-from service.record import Answered, Attempt, Kind, Record, Usage
+from service.record import Answered, Attempt, Certainty, Kind, Record, Usage
 
 _LEVEL = {Fault.NOBODY: "info", Fault.CLIENT: "info", Fault.PROVIDER: "warning", Fault.US: "error"}
 
@@ -35,6 +35,7 @@ class Closing:
             if server is not None:
                 self._end_request(record, server)
             self._count_call(record)
+            self._count_cost(record)
             self._write_line(record)
         except Exception as error:  # noqa: BLE001 telemetry never raises into a request; the failure itself is logged
             self._log.error(LogEvent.LOG, message="closing failed", exc_info=error)
@@ -56,14 +57,18 @@ class Closing:
         metrics.observe(catalog.OVERHEAD, record.timings.overhead, (record.route, streaming), exemplar)
         if record.rejected is not None:
             metrics.add(catalog.REJECTED, (record.route, record.rejected))
+        if record.client is not None:
+            metrics.add(catalog.CLIENT_REQUESTS, (record.client,))
 
     def _count_call(self, record: Record) -> None:
         metrics, exemplar = self._metrics, _exemplar(record)
         who = (record.provider or "", record.model or "")
+        wanted = record.wanted_model or record.model or ""
         for attempt in record.attempts:
-            metrics.add(catalog.UPSTREAM_ATTEMPTS, (*who, str(attempt.status or ""), attempt.reason))
+            asked = (record.provider or "", attempt.model or wanted)
+            metrics.add(catalog.UPSTREAM_ATTEMPTS, (*asked, str(attempt.status or ""), attempt.reason))
             if attempt.limit is not None:
-                metrics.add(catalog.UPSTREAM_429, (*who, attempt.limit), 1, exemplar)
+                metrics.add(catalog.UPSTREAM_429, (*asked, attempt.limit), 1, exemplar)
         for quota in record.quotas:
             labels = (*who, quota.dimension)
             until = max(quota.reset, quota.seen + catalog.QUOTA_SECONDS)
@@ -86,6 +91,20 @@ class Closing:
             ):
                 if tokens is not None:
                     metrics.add(row, call, tokens)
+
+    def _count_cost(self, record: Record) -> None:
+        cost, metrics = record.cost, self._metrics
+        if cost is None:
+            return
+        if cost.certainty is Certainty.UNPRICED:
+            metrics.add(catalog.UNPRICED, (record.provider or "",))
+            return
+        who, exemplar = (record.provider or "", record.model or ""), _exemplar(record)
+        for token_type in catalog.TOKEN_TYPES:
+            if nanos := getattr(cost, token_type):
+                metrics.add(catalog.COST, (*who, token_type, cost.certainty.value), nanos / 1e9, exemplar)
+        if record.client is not None and cost.total:
+            metrics.add(catalog.CLIENT_COST, (record.client,), cost.total / 1e9)
 
     def _count_stream(self, record: Record, call: tuple[str, str, str]) -> None:
         answered, who = record.answered, call[1:]
@@ -117,6 +136,7 @@ def _fields(record: Record) -> dict[str, Any]:
         "route": record.route,
         "provider": record.provider,
         "model": record.model,
+        "wanted_model": record.wanted_model,
         "stream": record.streaming,
         "status": record.status,
         "outcome": record.outcome.value,
@@ -131,10 +151,17 @@ def _fields(record: Record) -> dict[str, Any]:
         "longest_gap_s": _round(answered.pace.longest) if answered.pace is not None else None,
         "upstream_s": _round(timings.upstream),
         "client_wait_s": _round(timings.client_wait),
+        "queue_s": _round(timings.queue or None),
+        "backoff_s": _round(timings.backoff or None),
         "overhead_s": _round(timings.overhead) if record.kind is not Kind.CALL else None,
         "stop_reason": answered.finish_reason,
         "client": record.client,
+        "cache": record.cache,
     }
+    if record.cost is not None:
+        fields["cost_certainty"] = record.cost.certainty.value
+        if record.cost.certainty is not Certainty.UNPRICED:
+            fields["cost_usd"] = record.cost.total / 1e9
     if usage is not None:
         fields |= {
             "input_tokens": usage.input_tokens,
@@ -164,7 +191,13 @@ def _inference_attributes(record: Record) -> dict[str, str | int | float | list[
     answered = record.answered
     usage = answered.usage or Usage()
     reason = answered.finish_reason or (None if record.outcome is Outcome.OK else "error")
+    cost = record.cost
     return {
+        Attr.REQUEST_MODEL: record.model if record.wanted_model else None,
+        Attr.FALLBACK_FROM: record.wanted_model,
+        Attr.CACHE: record.cache,
+        Attr.CERTAINTY: cost.certainty.value if cost is not None else None,
+        Attr.COST: cost.total / 1e9 if cost is not None and cost.certainty is not Certainty.UNPRICED else None,
         Attr.OUTCOME: record.outcome.value,
         Attr.RESPONSE_ID: answered.response_id,
         Attr.RESPONSE_MODEL: answered.model,

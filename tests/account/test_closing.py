@@ -63,6 +63,7 @@ def test_a_good_stream_is_exactly_these_samples() -> None:
                 f'claude_proxy_requests_total{{{WHO},http_route="/v1/messages",outcome="ok"}} 1.0',
                 'claude_proxy_request_duration_seconds_count{http_route="/v1/messages",outcome="ok",streaming="true"} 1.0',
                 'claude_proxy_request_duration_seconds_sum{http_route="/v1/messages",outcome="ok",streaming="true"} 2.0',
+                'claude_proxy_client_requests_total{client="alice"} 1.0',
                 'claude_proxy_in_flight_requests{http_route="/v1/messages"} 0.0',
                 'claude_proxy_overhead_seconds_count{http_route="/v1/messages",streaming="true"} 1.0',
                 'claude_proxy_overhead_seconds_sum{http_route="/v1/messages",streaming="true"} 0.25',

@@ -74,6 +74,7 @@ def telemetry(log_level: str = "info") -> Iterator[Told]:
         log_level=log_level,
         routes=ROUTES,
         models=MODELS,
+        clients=frozenset({"alice"}),
         stdout=writing,
     )
     exporter = InMemorySpanExporter()
