@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import msgspec
 from aiohttp import web
 
-from service.simulator import errors, messages, models
+from service.simulator import admin, errors, messages, models
 from service.simulator.batches import Batches
 from service.simulator.breaking import before_headers, deliver
 from service.simulator.call import Call, Simulator
@@ -129,6 +129,8 @@ def _routes(batches: Batches, files: Files) -> tuple[tuple[str, str, Handler, in
         ("GET", f"{one_batch}/results", batches.results, _MB),
         ("GET", "/v1/models", _list_models, _MB),
         ("GET", "/v1/models/{id}", _get_model, _MB),
+        ("GET", "/v1/organizations/usage_report/messages", admin.usage, _MB),
+        ("GET", "/v1/organizations/cost_report", admin.cost, _MB),
         ("POST", "/v1/files", files.upload, 0),
         ("GET", "/v1/files", files.list, _MB),
         ("GET", one_file, files.retrieve, _MB),

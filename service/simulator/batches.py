@@ -14,7 +14,7 @@ from service.simulator.errors import ApiError, invalid, not_found, payload
 from service.simulator.limits import rfc3339
 from service.simulator.prompt_cache import InputUsage
 from service.simulator.request import BatchItem, BatchRequest, Request
-from service.simulator.truth import Billed
+from service.simulator.truth import Billed, Line
 
 _DAY = 86_400.0
 _MAX_REQUESTS = 100_000  # Message Batches page
@@ -152,7 +152,8 @@ class Batches:
         usage = InputUsage(plain=request.count(asked))
         answer = generate.compose(asked, call.scenario, rng, config.seed, config.output_tokens)
         billed = Billed(1, usage.plain, 0, 0, answer.output_tokens, reasoning_output_tokens=answer.thinking_tokens)
-        self._sim.truth.bill(batch.owner, model.id, "batch", billed)
+        line = Line("", "POST", "", batch.created, key_hash=batch.owner, inference_geo=asked.inference_geo or "global")
+        self._sim.truth.bill(line, model.id, "batch", billed, self._sim.clock.time())
         message = messages.finished(messages.opening(asked, model, usage, "batch"), answer)
         return {"type": "succeeded", "message": message}
 

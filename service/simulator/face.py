@@ -13,6 +13,7 @@ from service.simulator.limits import RateLimits
 from service.simulator.request import VERSIONS
 
 ORGANIZATION = "5157b4cc-0000-4000-8000-000000000001"
+_ADMIN_KEY, _ADMIN_PATH = "sk-ant-admin", "/v1/organizations/"
 _STATUS = {
     "overloaded": (529, "Overloaded"),
     "api_error": (500, "Internal server error"),
@@ -83,11 +84,13 @@ class Claude(Face):
     provider = "anthropic"
 
     def credential(self, request: web.Request) -> str:
-        """x-api-key, or Bearer."""
+        """x-api-key, or Bearer. A key of the Admin API is good for that API alone, and no other key is."""
         headers = request.headers
         key = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ").strip()
         if not key:
             raise ApiError(401, "authentication_error", "x-api-key header is required")
+        if key.startswith(_ADMIN_KEY) != request.path.startswith(_ADMIN_PATH):
+            raise self.wrong_key()
         return key
 
     def wrong_key(self) -> ApiError:

@@ -3,6 +3,8 @@
 EPILOG = """\
 APIs
   Claude  /v1/messages, count_tokens, batches, models, files     x-api-key or Authorization: Bearer
+          /v1/organizations/usage_report/messages and /cost_report, computed from the truth: a key that begins with
+          sk-ant-admin, which is good for nothing else
   Gemini  /gemini/v1 and /gemini/v1beta: POST models/NAME:generateContent, :streamGenerateContent (server-sent events
           with ?alt=sse, else a JSON array), :countTokens; GET models        x-goog-api-key or ?key=
   OpenAI  /openai/v1: POST chat/completions, responses; GET models           Authorization: Bearer

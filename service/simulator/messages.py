@@ -28,6 +28,7 @@ async def create(call: Call) -> web.StreamResponse:
     call.streaming = bool(asked.stream)
     call.line.kind = "stream" if call.streaming else "message"
     model = checked(call, asked)
+    call.line.inference_geo, call.line.speed = asked.inference_geo or "global", asked.speed or "standard"
     now = call.sim.clock.time()
     pool = call.sim.limiter.pool(call.line.key_hash, model, now)
     if limit := _LIMIT_FAULTS.get(call.scenario.fault):

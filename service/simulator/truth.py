@@ -1,16 +1,18 @@
 """The true count of what was served and billed, and a recording of what came in."""
 
 import re
+from bisect import bisect_left
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
 Ending = Literal["open", "completed", "aborted", "cut", "errored"]
 _CREDENTIALS = frozenset((b"x-api-key", b"x-goog-api-key", b"authorization", b"proxy-authorization", b"cookie"))
+_BANDS = (100_000, 200_000)
 _QUERY_KEY = re.compile(r"(?:^|(?<=&))key=([^&]*)")
 
 
@@ -43,6 +45,19 @@ class Billed(msgspec.Struct, gc=False):
         self.reasoning_output_tokens += other.reasoning_output_tokens
 
 
+class Place(NamedTuple):
+    """What is told apart in the usage and cost reports of Claude's Admin API. Bands of the prompt: up to 100,000
+    tokens, up to 200,000, above."""
+
+    minute: int
+    key_hash: str
+    model: str
+    tier: str
+    geo: str
+    speed: str
+    band: int
+
+
 class Line(msgspec.Struct, gc=False):
     """One request: what it was, how it ended, what was billed. Times in seconds since the epoch."""
 
@@ -56,6 +71,8 @@ class Line(msgspec.Struct, gc=False):
     model: str | None = None
     message_id: str | None = None
     status: int = 0  # 0: no status line was sent
+    inference_geo: str = "global"
+    speed: str = "standard"
     fault: str = ""
     ending: Ending = "open"  # of the response: aborted by the client, cut by a fault, errored in-band
     billed: Billed = msgspec.field(default_factory=Billed)
@@ -104,6 +121,7 @@ class Truth:
     by_status: Counter[int] = field(default_factory=Counter)
     streams: Counter[str] = field(default_factory=Counter)
     billed: dict[tuple[str, str, str, str], Billed] = field(default_factory=dict)
+    usage: dict[Place, Billed] = field(default_factory=dict)  # of Claude alone
     in_flight: int = 0
 
     def __post_init__(self) -> None:
@@ -116,16 +134,22 @@ class Truth:
         if line.kind == "stream" and line.status == 200:
             self.streams[line.ending] += 1
         if line.billed.requests and line.model:
-            self.bill(line.key_hash, line.model, line.kind, line.billed, line.provider)
+            self.bill(line, line.model, line.kind, line.billed, line.ended or line.started)
         self.lines.append(line)
 
-    def bill(self, key_hash: str, model: str, kind: str, billed: Billed, provider: str = "anthropic") -> None:
-        """Add to the bill of a key."""
-        self.billed.setdefault((provider, key_hash, model, kind), Billed()).add(billed)
+    def bill(self, line: Line, model: str, kind: str, billed: Billed, at: float) -> None:
+        """Add one answer to the bill of the key that asked for it."""
+        self.billed.setdefault((line.provider, line.key_hash, model, kind), Billed()).add(billed)
+        if line.provider == "anthropic":
+            prompt = billed.input_tokens + billed.cache_creation_input_tokens + billed.cache_read_input_tokens
+            band = bisect_left(_BANDS, prompt)
+            tier = "batch" if kind == "batch" else "standard"
+            place = Place(int(at // 60), line.key_hash, model, tier, line.inference_geo, line.speed, band)
+            self.usage.setdefault(place, Billed()).add(billed)
 
     def reset(self) -> None:
         """Forget all but what is in flight, which will be counted when it ends."""
-        for each in (self.by_status, self.streams, self.billed, self.lines, self.requests):
+        for each in (self.by_status, self.streams, self.billed, self.usage, self.lines, self.requests):
             each.clear()
 
     def counts(self, *, with_calls: bool = True) -> dict[str, object]:
