@@ -124,14 +124,15 @@ class Prices:
     def _resolve(self, provider: str, model: str, variant: Variant, at: float) -> _Resolved:
         if len(model) > _LONGEST_NAME:
             return _Resolved(at, at)
+        kept = self._resolved  # taken before the list is read: a refresh replaces the list first, then what is kept
         listed = self._find(provider, plain(model))
         found = _Resolved(float("-inf"), float("inf"))
         if listed is not None:
             found = _rates_at(provider, plain(model), listed, variant, at)
-        if len(self._resolved) >= _MOST_KEPT:
+        if len(kept) >= _MOST_KEPT:
             # Names come from clients: whoever asks for thousands makes this work again, and no memory grow.
-            self._resolved = {}
-        self._resolved[provider, model, variant] = found
+            kept.clear()
+        kept[provider, model, variant] = found
         return found
 
     def _find(self, provider: str, name: str) -> Listed | None:

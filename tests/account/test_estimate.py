@@ -100,6 +100,10 @@ def test_an_answer_that_cannot_be_read_was_billed_all_the_same(prices: Prices) -
     assert of(prices, Answered(), outcome=Outcome.UPSTREAM_ERROR) == estimated(1000, 0)
 
 
+def test_a_stream_that_ended_but_could_not_be_read_was_billed_all_the_same(prices: Prices) -> None:
+    assert of(prices, stream(), outcome=Outcome.UPSTREAM_ERROR) == estimated(1000, 0)
+
+
 def test_without_anything_to_go_by_there_is_no_amount(prices: Prices) -> None:
     assert of(prices, Answered(), input_estimate=None) == UNPRICED
 
