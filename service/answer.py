@@ -28,6 +28,10 @@ class Body:
         self._unread = None
         return self._chunks
 
+    def through(self, pipe: Callable[[AsyncGenerator[bytes]], AsyncGenerator[bytes]]) -> Body:
+        """This body with its chunks led through `pipe`, which must close what it is given."""
+        return Body(pipe(self._chunks), self._unread)
+
     async def aclose(self) -> None:
         """End the call now if it has not ended."""
         unread, self._unread = self._unread, None

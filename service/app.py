@@ -15,10 +15,12 @@ from observability.start import Telemetry, start
 from observability.tracing import Options
 from service.account.closing import Closing
 from service.account.pauses import Pauses
+from service.caching import Caching
 from service.pipeline import Pipeline
 from service.policy.budget import LocalBudget
 from service.policy.retry import Retries
 from service.settings import Settings
+from service.store.answers import Answers
 from service.tries import Plan
 from service.upstream import anthropic
 from service.upstream.client import Client
@@ -65,14 +67,16 @@ def create_gateway(settings: Settings, telemetry: Telemetry | None = None) -> Ga
         connect_timeout=settings.connect_timeout,
         idle_timeout=settings.idle_timeout,
     )
+    pauses, answers = Pauses(telemetry), Answers(settings.cache_bytes, settings.cache_ttl)
     pipeline = Pipeline(
         anthropic.Anthropic(),
         client,
-        Pauses(telemetry),
+        pauses,
         Plan(Retries(settings.max_retries, settings.retry_unanswered), settings.fallbacks),
         LocalBudget(settings.retry_budget),
         injects=settings.credentials == "inject",
         total_timeout=settings.total_timeout,
+        caching=Caching(answers, pauses, anthropic.NAME) if settings.cache_ttl else None,
     )
     gate = Gate(settings)
     app = LoopFlask("claude_proxy", static_folder=None)

@@ -17,6 +17,7 @@ from observability.catalog import Outcome
 from service.account.exchange import Call, Exchange
 from service.account.pauses import Pauses
 from service.answer import Answer
+from service.caching import Caching
 from service.errors import GatewayError, InvalidAnswer, UpstreamFailed
 from service.policy.retry import Failure, Pause, Stop
 from service.relay import Chunks, Events, abandon, end_with, fail
@@ -55,10 +56,11 @@ class Pipeline:
         *,
         injects: bool,
         total_timeout: float,
+        caching: Caching | None = None,
     ) -> None:
         self.provider = provider
         self._client, self._pauses, self._plan, self._budget = client, pauses, plan, budget
-        self._injects = injects
+        self._injects, self._caching = injects, caching
         self._total_timeout = total_timeout
 
     async def run(
@@ -71,7 +73,14 @@ class Pipeline:
         `InvalidAnswer` when the caller cannot use it. The call is ended by the answer's body, or here when an error is
         raised.
         """
-        job = _Job(exchange, call, prepared, large, check)
+        asked = self._caching.ask(exchange, call, prepared) if self._caching is not None else None
+        if self._caching is not None and asked is not None and asked.kept is not None:
+            return self._caching.again(exchange, call, asked.kept)
+        answer = await self._fresh(_Job(exchange, call, prepared, large, check))
+        return self._caching.keep(answer, call, asked) if self._caching is not None and asked is not None else answer
+
+    async def _fresh(self, job: _Job) -> Answer:
+        exchange, call = job.exchange, job.call
         try:
             result, stop = await self._until_final(job)
         except GatewayError as error:
@@ -158,7 +167,7 @@ class Pipeline:
         chunks = Chunks(
             response.stream, job.exchange.lifetime.upstream, call, self._total_timeout, self._client.idle_timeout
         )
-        if status < 400 and provider.is_stream(kind):
+        if status < 400 and provider.is_stream(kind, asked=call.streaming):
             stream = provider.stream_reader(call.elapsed, call.first_chunk_event, kind, encoding)
             call.answered = lambda: stream.answered
             events = Events(chunks, stream)
@@ -172,7 +181,7 @@ class Pipeline:
         if job.check is not None and status < 400:
             job.check(body)
         outcome, error_type = whole.ended()
-        if self._injects and status in (401, 403):
+        if self._injects and outcome is Outcome.CLIENT_AUTH:
             outcome = Outcome.UPSTREAM_ERROR
         hint = provider.hint(status, response.headers, whole) if status >= 400 else Hint()
         return Whole(response, body, hint, outcome, error_type)

@@ -41,6 +41,8 @@ TABLE: tuple[Setting, ...] = (
     Setting("CLAUDE_PROXY_RETRY_BUDGET", "retry_budget", parse.ratio, "0.2", "Retries as a share of the last minute's calls, over all workers, at most (ten are always allowed): so that retries cannot become the storm."),
     Setting("CLAUDE_PROXY_RETRY_UNANSWERED", "retry_unanswered", parse.switch, "off", "`on`: also retry calls that were sent and not answered; the provider may then bill both."),
     Setting("CLAUDE_PROXY_FALLBACKS", "fallbacks", parse.fallbacks, "", "Stand-ins for models that are overloaded or out of quota: `MODEL=STAND_IN,STAND_IN` entries separated by semicolons. The answer's `x-claude-proxy-model` says who spoke."),
+    Setting("CLAUDE_PROXY_CACHE_TTL", "cache_ttl", parse.count(0, 86_400), "0", "Seconds that an answer may be given again to the same client for exactly the same request; per worker. 0: no cache. A client's `cache-control: no-cache` goes past it."),
+    Setting("CLAUDE_PROXY_CACHE_BYTES", "cache_bytes", parse.count(1_000_000, 10_000_000_000), "64000000", "Bytes of answers that a worker keeps at most; one answer at most an eighth."),
     Setting("CLAUDE_PROXY_GRACEFUL_TIMEOUT", "graceful_timeout", parse.count(4, 3600), "30", "Seconds that open streams get to finish after SIGTERM; the last three are for ending the rest in-band."),
     Setting("CLAUDE_PROXY_KEEPALIVE", "keepalive", parse.count(1, 3600), "75", "Seconds an idle client connection is kept."),
     Setting("OTEL_SERVICE_NAME", "service_name", parse.text, "claude-proxy", "`service.name` of the spans."),

@@ -50,6 +50,8 @@ class Settings:
     retry_budget: float
     retry_unanswered: bool
     fallbacks: dict[str, tuple[str, ...]]
+    cache_ttl: int
+    cache_bytes: int
     graceful_timeout: int
     keepalive: int
     service_name: str

@@ -58,6 +58,8 @@ class Call:
         self.on_end: Callable[[Answered], None] | None = None
         """Is told what the answer said as the call ends: what was reserved for it can be settled."""
         self.ended = False
+        self.outcome: Outcome | None = None
+        """How it ended."""
         self._lasted: float | None = None
 
     @property
@@ -162,7 +164,7 @@ class Exchange:
         """A call has ended: a fan-out's is closed here, a single one together with its request."""
         if call.ended:
             return
-        call.ended = True
+        call.ended, call.outcome = True, outcome
         call.stop_clock()
         if call.on_end is not None:
             call.on_end(call.answered())

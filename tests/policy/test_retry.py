@@ -82,11 +82,10 @@ def test_retries_never_exceed_the_share_of_the_requests_above_the_floor(
 ) -> None:
     clock = Clock()
     budget = LocalBudget(share, clock)
-    requests = retries = 0
-    for seconds, asks in steps:
+    retries = 0
+    for requests, (seconds, asks) in enumerate(steps, 1):
         clock.now += seconds
         budget.count_request()
-        requests += 1
         if asks:
             retries += budget.try_retry()
         spans = sum(s for s, _ in steps) / WINDOW + 1
