@@ -32,17 +32,35 @@ ERROR_TYPES = frozenset(
         "overloaded_error",
         "invalid_response",
         "no_answer",
+        # OpenAI's codes and types
+        "server_error",
+        "rate_limit_exceeded",
+        "insufficient_quota",
+        "context_length_exceeded",
+        "invalid_api_key",
+        "model_not_found",
+        # Gemini's statuses (google.rpc.Code)
+        "INVALID_ARGUMENT",
+        "FAILED_PRECONDITION",
+        "UNAUTHENTICATED",
+        "PERMISSION_DENIED",
+        "NOT_FOUND",
+        "RESOURCE_EXHAUSTED",
+        "CANCELLED",
+        "INTERNAL",
+        "UNAVAILABLE",
+        "DEADLINE_EXCEEDED",
     }
 )
 """Values of `error_type`: the provider's own type where it gave one, else our outcome or the reason; the rest `_OTHER`."""
 
-QUOTA_DIMENSIONS = ("requests", "input_tokens", "output_tokens")
-"""The provider's limits whose headroom its headers tell (`dimension` label)."""
+QUOTA_DIMENSIONS = ("requests", "input_tokens", "output_tokens", "tokens")
+"""The provider's limits whose headroom its headers tell (`dimension` label); `tokens`: OpenAI counts both together."""
 
 QUOTA_SECONDS = 60.0
 """How long a limit's headroom is shown after its last sighting, or until the limit is full again if that is later."""
 
-LIMITS_429 = ("requests", "input_tokens", "output_tokens", "spend", "acceleration", "unknown")
+LIMITS_429 = ("requests", "input_tokens", "output_tokens", "tokens", "spend", "acceleration", "unknown")
 """Which limit a 429 named (`limit` label)."""
 
 ATTEMPT_REASONS = ("ok", "http_error", "not_sent", "no_answer", "timeout", "died_mid_body", "stalled", "aborted")

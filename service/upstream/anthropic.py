@@ -12,12 +12,11 @@ from typing import Any
 
 import msgspec
 
-from observability import catalog
 from service.record import Quota
 from service.upstream.anthropic_answers import StreamReader as StreamReader
 from service.upstream.anthropic_answers import WholeReader as WholeReader
 from service.upstream.outcomes import limit_of_429
-from service.upstream.provider import Hint, Provider, Said, retry_after
+from service.upstream.provider import MB, Generated, Hint, Post, Prompt, Provider, Route, Said, decoded, retry_after
 from service.upstream.provider import WholeReader as AnyWholeReader
 
 NAME = "anthropic"
@@ -36,7 +35,9 @@ MODELS = frozenset(
 """The SDK 2.12.0 `Model` literal: the models that get a metric label of their own."""
 
 
-_DIMENSIONS = {name: f"anthropic-ratelimit-{name.replace('_', '-')}-" for name in catalog.QUOTA_DIMENSIONS}
+_DIMENSIONS = {
+    name: f"anthropic-ratelimit-{name.replace('_', '-')}-" for name in ("requests", "input_tokens", "output_tokens")
+}
 
 
 def quotas(headers: Mapping[str, str], seen: float) -> tuple[Quota, ...]:
@@ -63,13 +64,51 @@ def _number(text: str) -> float:
 _POOLED = re.compile(r"(?:claude-)?(opus|sonnet)-4|(?:claude-)?(fable|mythos)-5")
 
 
+class Request(msgspec.Struct):
+    """The only fields of a request's body that are decoded here."""
+
+    model: str
+    stream: bool = False
+    max_tokens: int | None = None
+
+
+class _Text(msgspec.Struct):
+    type: str
+    text: str = ""
+
+
+class _Message(msgspec.Struct):
+    id: str
+    model: str
+    content: list[_Text]
+    stop_reason: str | None = None
+
+
 class Anthropic(Provider):
     """Claude, first party."""
 
     name = NAME
+    title = "Claude"
     prefix = "/anthropic"
+    bare = True
+    routes = (
+        Route("/v1/messages", ("POST",), 32 * MB, operation="chat", asks=Request),
+        Route("/v1/messages/count_tokens", ("POST",), 32 * MB, asks=Request),
+        Route("/v1/messages/batches", ("GET", "POST"), 256 * MB, streamed=True, links=True),
+        Route("/v1/messages/batches/<batch_id>", ("GET", "DELETE"), links=True),
+        Route("/v1/messages/batches/<batch_id>/cancel", ("POST",), MB, links=True),
+        Route("/v1/messages/batches/<batch_id>/results", ("GET",), large=True),
+        Route("/v1/models", ("GET",)),
+        Route("/v1/models/<model_id>", ("GET",)),
+        Route("/v1/files", ("GET", "POST"), 500 * MB, streamed=True),
+        Route("/v1/files/<file_id>", ("GET", "DELETE")),
+        Route("/v1/files/<file_id>/content", ("GET",), large=True),
+    )
     models = MODELS
     request_id_header = "request-id"
+    key_names = ("ANTHROPIC_API_KEY", "CLAUDE_API_KEY")
+    base_url = "https://api.anthropic.com"
+    default_model = "claude-opus-5-5"
 
     def stream_reader(
         self, clock: Callable[[], float], on_first_chunk: Callable[[], None], content_type: str, encoding: str
@@ -110,3 +149,20 @@ class Anthropic(Provider):
     def error_event(self, said: Said) -> bytes:
         """An SSE `error` event."""
         return b"event: error\ndata: " + msgspec.json.encode(self.error_body(said)) + b"\n\n"
+
+    def post(self, prompt: Prompt) -> Post:
+        """A message of one turn."""
+        body: dict[str, Any] = {
+            "model": prompt.model,
+            "max_tokens": prompt.max_tokens,
+            "messages": [{"role": "user", "content": prompt.text}],
+        }
+        if prompt.system is not None:
+            body["system"] = prompt.system
+        return Post("/v1/messages", body, ((b"anthropic-version", VERSION.encode()),))
+
+    def generated(self, body: bytes) -> Generated:
+        """The text blocks."""
+        message = decoded(body, _Message, "a message")
+        texts = tuple(block.text for block in message.content if block.type == "text")
+        return Generated(message.id, message.model, texts, message.stop_reason)

@@ -12,11 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import msgspec
 
 from observability.catalog import Outcome
+from service.errors import InvalidAnswer
 from service.record import Answered, Quota
 
 
@@ -89,6 +90,8 @@ class Said:
     message: str
     details: Mapping[str, Any]
     request_id: str | None
+    retry_after: float | None = None
+    """Seconds after which to come back."""
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -107,17 +110,114 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return None
 
 
+MB = 1024 * 1024
+
+
+class Asked(Protocol):
+    """The fields of a request's body that are decoded here: a `msgspec.Struct`, so that they are checked too."""
+
+    @property
+    def model(self) -> str | None: ...
+    @property
+    def stream(self) -> bool: ...
+    @property
+    def max_tokens(self) -> int | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One path of an API, in Flask's syntax and without the provider's prefix; `<model>` in it names the model.
+
+    `limit` bounds the body in bytes (the API's own limit); `operation` is set for inference; `asks` is what is decoded of
+    the body, None where it is not looked at. `streams`: the path itself asks for a stream. `streamed`: the body is passed
+    through as it comes, never held, so it can be sent only once. `large`: so is the answer. `links`: the answer says where
+    results are, and that must be here.
+    """
+
+    rule: str
+    methods: tuple[str, ...]
+    limit: int = 0
+    operation: str | None = None
+    asks: type[Asked] | None = None
+    streams: bool = False
+    streamed: bool = False
+    large: bool = False
+    links: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What `/generate` asks of any provider."""
+
+    text: str
+    model: str
+    max_tokens: int
+    system: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """A POST that asks it in the provider's own words: path, body, and the headers that the API wants beside the key."""
+
+    target: str
+    body: Any
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """The answer to a `Prompt`; `stop_reason` is the provider's own word, `id` None where it gave none."""
+
+    id: str | None
+    model: str | None
+    texts: tuple[str, ...]
+    stop_reason: str | None
+
+
+class _ErrorSaid(msgspec.Struct):
+    message: str = ""
+
+
+class _ErrorBody(msgspec.Struct):
+    error: _ErrorSaid
+
+
+T = TypeVar("T")
+
+
+def decoded(body: bytes, kind: type[T], what: str) -> T:
+    """An answer in its shape. Raises `InvalidAnswer`, saying `what` it is not."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise InvalidAnswer(f"the provider's answer is not {what}") from None
+
+
 class Provider(ABC):
-    """One provider's API."""
+    """One provider's API: a subclass in a module of its own, and a row in `providers.PROVIDERS`."""
 
     name: ClassVar[str]
     """`gen_ai.provider.name`."""
+    title: ClassVar[str]
+    """As people call it."""
     prefix: ClassVar[str]
-    """Path prefix of its native routes, e.g. `/anthropic`."""
+    """Path prefix of its native routes, e.g. `/anthropic`; also part of its settings' names."""
+    bare: ClassVar[bool] = False
+    """Whether its routes are served without the prefix too."""
+    routes: ClassVar[tuple[Route, ...]]
+    """What of the API is served."""
     models: ClassVar[frozenset[str]]
     """Models that get a metric label of their own."""
     request_id_header: ClassVar[str]
     """Answer header with the provider's id of the request."""
+    key_names: ClassVar[tuple[str, ...]]
+    """Variables that hold our key, the first one the main one."""
+    base_url: ClassVar[str]
+    """Where the API is, without the version."""
+    default_model: ClassVar[str]
+    """Of `/generate` when the request names none."""
+    operation: ClassVar[str] = "chat"
+    """`gen_ai.operation.name` of its inference."""
 
     @abstractmethod
     def stream_reader(
@@ -164,6 +264,23 @@ class Provider(ABC):
             return None
         return target, msgspec.json.encode(fields | {"model": msgspec.Raw(msgspec.json.encode(model))})
 
-    def is_stream(self, content_type: str) -> bool:
-        """Whether an answer of this content type is a stream that `stream_reader` reads."""
+    @abstractmethod
+    def post(self, prompt: Prompt) -> Post:
+        """The request that asks `prompt`, not streamed."""
+
+    @abstractmethod
+    def generated(self, body: bytes) -> Generated:
+        """The answer to it. Raises `InvalidAnswer` for a body that is none."""
+
+    def error_message(self, body: bytes) -> str:
+        """What an error answer says; empty when it says nothing."""
+        try:
+            said = msgspec.json.decode(body, type=_ErrorBody | list[_ErrorBody])
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return ""
+        said = said[0] if isinstance(said, list) and said else said
+        return said.error.message if isinstance(said, _ErrorBody) else ""
+
+    def is_stream(self, content_type: str, *, asked: bool = False) -> bool:
+        """Whether an answer of this content type is a stream that `stream_reader` reads; `asked`: the request wanted one."""
         return content_type.startswith("text/event-stream")
