@@ -13,7 +13,7 @@ from pathlib import Path
 
 import service
 from observability import catalog
-from service import parse, settings
+from service import ledger_cli, parse, settings
 from service.errors import SettingsError
 from service.simulator import command as simulate
 from service.web.auth import hash_key
@@ -80,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_env_file(check)
     check.set_defaults(run=_check)
+
+    _add_env_file(ledger := ledger_cli.add_command(commands))
+    ledger.set_defaults(run=lambda arguments: ledger_cli.run(arguments, _environment(arguments).merged))
 
     key = commands.add_parser(
         "key",

@@ -13,7 +13,7 @@ import service
 from service import cli, settings
 from service.web.auth import Gate
 
-COMMANDS = ("serve", "simulate", "check", "key")
+COMMANDS = ("serve", "simulate", "check", "ledger", "key")
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Engine, and_, case, create_engine, delete, event, func, insert, select, update
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from service.account.ledger_schema import CALLS, DAYS, KEYS, MIGRATIONS, SUMS, Migration, prepare
@@ -29,6 +30,10 @@ LEAST_DAYS = 30
 _DAY = 86_400.0
 
 
+DatabaseError = DBAPIError
+"""What the database says when it cannot; `orig` has its words."""
+
+
 class Gone(OSError):
     """The database file that was in use is not there any more. It may come back: a new one is made at the next start only."""
 
@@ -41,6 +46,24 @@ def day_of(row: Row) -> str:
 def day_at(moment: float) -> str:
     """The UTC day of a Unix time."""
     return datetime.datetime.fromtimestamp(moment, datetime.UTC).date().isoformat()
+
+
+def directory(setting: str, environ: Mapping[str, str]) -> Path | None:
+    """Where journals and ledger are: a directory as set, or by default the user's state directory; None when `off`.
+
+    Raises `SettingsError` when there is no home to put it in.
+    """
+    if setting == "off":
+        return None
+    try:
+        if setting:
+            return Path(setting).expanduser()
+        state = Path(environ.get("XDG_STATE_HOME", ""))
+        return (state if state.is_absolute() else Path.home() / ".local" / "state") / "claude-proxy"
+    except RuntimeError:
+        raise SettingsError(
+            "CLAUDE_PROXY_LEDGER names no directory, and this user has no home: name one, or off."
+        ) from None
 
 
 class Ledger:
