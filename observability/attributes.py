@@ -15,7 +15,7 @@ class LogEvent(StrEnum):
 
 
 class Attr:
-    """Span attribute keys that this project sets itself (the instrumentors add the stable HTTP ones)."""
+    """Span attribute keys of this project's own telling and of the GenAI conventions."""
 
     OPERATION = "gen_ai.operation.name"
     PROVIDER = "gen_ai.provider.name"
@@ -55,6 +55,29 @@ class Attr:
     CLAUDE_CODE_SESSION = "claude_code.session_id"
     CLAUDE_CODE_AGENT = "claude_code.agent_id"
 
+
+class Http:
+    """Stable HTTP conventions: attribute keys of the SERVER span and of each attempt's CLIENT span."""
+
+    METHOD = "http.request.method"
+    STATUS = "http.response.status_code"
+    ROUTE = "http.route"
+    URL_FULL = "url.full"
+    URL_PATH = "url.path"
+    URL_QUERY = "url.query"
+    URL_SCHEME = "url.scheme"
+    USER_AGENT = "user_agent.original"
+    CLIENT_ADDRESS = "client.address"
+    CLIENT_PORT = "client.port"
+    PEER_ADDRESS = "network.peer.address"
+    PEER_PORT = "network.peer.port"
+    PROTOCOL_VERSION = "network.protocol.version"
+    EXCEPTION_TYPE = "exception.type"
+    EXCEPTION_ESCAPED = "exception.escaped"
+
+
+EXCEPTION_EVENT = "exception"
+"""Span event on the attempt span that failed: the exception's type. Its words and its traceback are never told."""
 
 FIRST_CHUNK_EVENT = "first_chunk"
 """Span event on the `chat` span at the first content_block_delta."""

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from observability.attributes import BACKOFF_SPAN as BACKOFF_SPAN
+from observability.attributes import EXCEPTION_EVENT as EXCEPTION_EVENT
 from observability.attributes import FIRST_CHUNK_EVENT as FIRST_CHUNK_EVENT
 from observability.attributes import QUEUE_SPAN as QUEUE_SPAN
 from observability.attributes import Attr as Attr
+from observability.attributes import Http as Http
 from observability.attributes import LogEvent as LogEvent
 from observability.outcomes import OUTCOMES as OUTCOMES
 from observability.outcomes import STREAM_ENDS as STREAM_ENDS

@@ -17,6 +17,8 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import SpanContext, Status
 from opentelemetry.util.types import AttributeValue
 
+from observability.attributes import Http
+
 GONE = "REDACTED"
 """Stands where something was taken out, as in OpenTelemetry's own redaction."""
 
@@ -38,7 +40,7 @@ class Scrubber:
 
     def __init__(self, routes: Iterable[str]) -> None:
         self._words = frozenset(part for route in routes for part in route.split("/") if not part.startswith("<"))
-        self._addresses = {"url.path": self._path, "url.query": _query, "url.full": self._url}
+        self._addresses = {Http.URL_PATH: self._path, Http.URL_QUERY: _query, Http.URL_FULL: self._url}
 
     def clean(self, span: ReadableSpan) -> ReadableSpan:
         """The span itself when it has nothing to hide, else a clean copy of it."""

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 
-from opentelemetry import propagate
+from opentelemetry import propagate, trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
@@ -87,6 +87,11 @@ class Tracing:
             f"{operation} {model}".rstrip(), kind=SpanKind.CLIENT, attributes=_known(attributes)
         )
 
+    def start_pause(self, name: str, attributes: Attributes, parent: Span | None) -> Span:
+        """An INTERNAL span for waiting on purpose, under `parent` or else under the current span."""
+        context = trace.set_span_in_context(parent) if parent is not None else None
+        return self._tracer.start_span(name, context, kind=SpanKind.INTERNAL, attributes=_known(attributes))
+
     @staticmethod
     def end(span: Span, attributes: Attributes, error_type: str | None) -> None:
         """Set what is known at the end and end the span; `error_type` makes its status ERROR."""
@@ -103,6 +108,16 @@ class Tracing:
         if error_type is not None:
             span.set_attribute(catalog.Attr.ERROR_TYPE, error_type)
             span.set_status(Status(StatusCode.ERROR))
+
+
+def tell_exception(span: Span, error: Exception) -> None:
+    """An ERROR with the exception's type as an event, as the SDK records it less words and traceback: they may quote
+    anything, so they would be taken out on export."""
+    kind = type(error)
+    named = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    told = {catalog.Http.EXCEPTION_TYPE: named, catalog.Http.EXCEPTION_ESCAPED: "False"}
+    span.add_event(catalog.EXCEPTION_EVENT, told)
+    span.set_status(Status(StatusCode.ERROR))
 
 
 def _known(attributes: Attributes) -> dict[str, AttributeValue]:

@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import functools
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import aiohttp
@@ -38,14 +39,41 @@ _SLICE = 256 * 1024
 _NOT_OURS_TO_ADD = (hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE)
 
 
-class Transport(httpx.AsyncBaseTransport):
-    """Sends prepared requests. Make it on the loop that will use it; `aclose` it there.
+class Headers(dict[str, str]):
+    """An answer's headers: values by lower-case name (repeats joined by a comma), and `raw`, as they came and in order."""
 
-    Timeouts come in `request.extensions["timeout"]` as seconds: `connect`, `first_byte` (until the answer's headers; it
-    stands still while a streamed body's next piece is awaited) and `idle` (silence inside the body). `"url"` is the
-    address as it is to stand on the wire (httpx's own would be normalised); `"streaming_body"` true says that
-    `request.stream` is to be pulled, not read.
-    """
+    __slots__ = ("raw",)
+
+    def __init__(self, raw: Sequence[tuple[bytes, bytes]]) -> None:
+        super().__init__()
+        self.raw = list(raw)
+        for raw_name, raw_value in raw:
+            name, value = _text(raw_name).lower(), _text(raw_value)
+            self[name] = f"{self[name]}, {value}" if name in self else value
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds: to connect, until the answer's headers (it stands still while a streamed body's next piece is awaited), of
+    silence inside the body."""
+
+    connect: float
+    first_byte: float
+    idle: float
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """An answer whose headers are in. `stream` must be closed."""
+
+    status_code: int
+    reason: str
+    headers: Headers
+    stream: Body
+
+
+class Transport(httpx.AsyncBaseTransport):
+    """Sends prepared requests. Make it on the loop that will use it; `aclose` it there."""
 
     def __init__(self, *, proxy: str | None = None, ca_file: str = "") -> None:
         self._proxy = proxy
@@ -68,29 +96,57 @@ class Transport(httpx.AsyncBaseTransport):
         # must be one that we counted.
         self._session._retry_connection = False
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send and return when the answer's headers are in. Raises `NotSent`, `NoAnswer`, `AnswerTimeout`, `InvalidAnswer`."""
-        timeouts: dict[str, float] = request.extensions["timeout"]
-        with _before_the_answer(timeouts):
-            async with asyncio.timeout(timeouts["first_byte"]) as clock:
+    async def send(
+        self,
+        method: str,
+        url: str,
+        headers: Sequence[tuple[bytes, bytes]],
+        body: bytes | AsyncIterator[bytes],
+        timeouts: Timeouts,
+    ) -> Received:
+        """Send and return when the answer's headers are in. `url` goes up as it is written, `headers` in their order.
+
+        Raises `NotSent`, `NoAnswer`, `AnswerTimeout`, `InvalidAnswer`, or what the body's own iterator raised.
+        """
+        up = [(_text(name), _text(value)) for name, value in headers]
+        try:
+            async with asyncio.timeout(timeouts.first_byte) as clock:
                 response = await self._session.request(
-                    request.method,
-                    URL(request.extensions["url"], encoded=True),
-                    headers=[(k, v) for k, v in request.headers.multi_items() if k != "transfer-encoding"],
-                    data=_body(request, clock, timeouts["first_byte"]),
+                    method,
+                    URL(url, encoded=True),
+                    headers=up,
+                    data=_data(body, up, clock, timeouts.first_byte),
                     allow_redirects=False,
                     proxy=self._proxy,
-                    timeout=aiohttp.ClientTimeout(total=None, connect=timeouts["connect"]),
+                    timeout=_client_timeout(timeouts.connect),
                 )
+        except (aiohttp.ClientError, OSError) as error:
+            failure = _failure(error, timeouts)
+            raise failure from (None if failure is error.__cause__ else error)
         if response.connection is not None and response.connection.protocol is not None:
-            response.connection.protocol.read_timeout = timeouts["idle"]
+            response.connection.protocol.read_timeout = timeouts.idle
             response.connection.protocol.start_timeout()  # else it would run from the next bytes on only
+        headers_in = Headers(response.raw_headers)
+        return Received(response.status, response.reason or "", headers_in, Body(response, timeouts.idle))
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """The same under httpx's interface. Timeouts come in `request.extensions["timeout"]`, by the names of `Timeouts`;
+        `"url"` is the address as it is to stand on the wire (httpx's own would be normalised); `"streaming_body"` true
+        says that `request.stream` is to be pulled, not read."""
+        pulled = request.extensions.get("streaming_body")
+        received = await self.send(
+            request.method,
+            request.extensions["url"],
+            [(k.lower(), v) for k, v in request.headers.raw if k.lower() != b"transfer-encoding"],
+            aiter(cast(httpx.AsyncByteStream, request.stream)) if pulled else request.content,
+            Timeouts(**request.extensions["timeout"]),
+        )
         return httpx.Response(
-            response.status,
-            headers=cast("list[tuple[bytes, bytes]]", response.raw_headers),
-            stream=_Body(response, timeouts["idle"]),
+            received.status_code,
+            headers=received.headers.raw,
+            stream=received.stream,
             request=request,
-            extensions={"http_version": b"HTTP/1.1", "reason_phrase": (response.reason or "").encode()},
+            extensions={"http_version": b"HTTP/1.1", "reason_phrase": received.reason.encode()},
         )
 
     async def aclose(self) -> None:
@@ -108,7 +164,7 @@ class _Protocol(ResponseHandler):
             body.set_exception(aiohttp.ClientPayloadError("the connection ended inside the body"))
 
 
-class _Body(httpx.AsyncByteStream):
+class Body(httpx.AsyncByteStream):
     """The answer's body, chunk by chunk as it arrives; closed early, it closes the connection at once."""
 
     def __init__(self, response: aiohttp.ClientResponse, idle: float) -> None:
@@ -141,13 +197,17 @@ class _Body(httpx.AsyncByteStream):
             self._response.close()
 
 
-def _body(request: httpx.Request, clock: asyncio.Timeout, first_byte: float) -> bytes | AsyncIterator[bytes] | None:
-    if request.extensions.get("streaming_body"):
-        return _pulled(aiter(cast(httpx.AsyncByteStream, request.stream)), clock, first_byte)
-    content = request.content
-    if len(content) > _SLICE:
-        return _slices(content)
-    return content or None
+def _data(
+    body: bytes | AsyncIterator[bytes], headers: list[tuple[str, str]], clock: asyncio.Timeout, first_byte: float
+) -> bytes | AsyncIterator[bytes] | None:
+    """The body as aiohttp takes it."""
+    if not isinstance(body, bytes):
+        return _pulled(body, clock, first_byte)
+    if len(body) <= _SLICE:
+        return body or None
+    if not any(name == "content-length" for name, _ in headers):
+        headers.append(("content-length", str(len(body))))  # slices would go up chunked
+    return _slices(body)
 
 
 async def _pulled(pieces: AsyncIterator[bytes], clock: asyncio.Timeout, first_byte: float) -> AsyncIterator[bytes]:
@@ -173,20 +233,32 @@ async def _slices(content: bytes) -> AsyncIterator[bytes]:
         yield content[start : start + _SLICE]
 
 
-@contextlib.contextmanager
-def _before_the_answer(timeouts: dict[str, float]) -> Iterator[None]:
-    """Map aiohttp's exceptions up to the headers; whatever is not surely *not sent* counts as sent."""
+def _failure(error: aiohttp.ClientError | OSError, timeouts: Timeouts) -> GatewayError:
+    """What aiohttp's exception before the headers means; whatever is not surely *not sent* counts as sent."""
+    match error:
+        case aiohttp.ConnectionTimeoutError():
+            return ConnectTimeout(f"no connection to the provider within {timeouts.connect:g} s")
+        case aiohttp.ClientConnectorError() | aiohttp.InvalidURL() | aiohttp.ClientHttpProxyError():
+            return NotSent("no connection to the provider could be made")
+        case TimeoutError():
+            return AnswerTimeout(f"the provider did not begin to answer within {timeouts.first_byte:g} s")
+        case aiohttp.ClientResponseError():
+            return InvalidAnswer("the provider's answer is not HTTP")
+        case _ if isinstance(error.__cause__, GatewayError):
+            return error.__cause__  # the request body's own iterator failed, in aiohttp's writer task
+        case _:
+            return NoAnswer("the provider closed the connection without an answer; the call may have been billed")
+
+
+@functools.lru_cache(maxsize=8)
+def _client_timeout(connect: float) -> aiohttp.ClientTimeout:
+    """One object per setting, not per request."""
+    return aiohttp.ClientTimeout(total=None, connect=connect)
+
+
+def _text(raw: bytes) -> str:
+    """A header's name or value; aiohttp writes it as UTF-8."""
     try:
-        yield
-    except aiohttp.ConnectionTimeoutError as error:
-        raise ConnectTimeout(f"no connection to the provider within {timeouts['connect']:g} s") from error
-    except (aiohttp.ClientConnectorError, aiohttp.InvalidURL, aiohttp.ClientHttpProxyError) as error:
-        raise NotSent("no connection to the provider could be made") from error
-    except TimeoutError as error:
-        raise AnswerTimeout(f"the provider did not begin to answer within {timeouts['first_byte']:g} s") from error
-    except aiohttp.ClientResponseError as error:
-        raise InvalidAnswer("the provider's answer is not HTTP") from error
-    except (aiohttp.ClientError, OSError) as error:
-        if isinstance(error.__cause__, GatewayError):
-            raise error.__cause__ from None  # the request body's own iterator failed, in aiohttp's writer task
-        raise NoAnswer("the provider closed the connection without an answer; the call may have been billed") from error
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from flask import Response, g, request
-from opentelemetry.instrumentation.flask import _ENVIRON_STARTTIME_KEY, FlaskInstrumentor
-from opentelemetry.metrics import NoOpMeterProvider
-from opentelemetry.trace import Span
-from opentelemetry.util.http import sanitize_method
 from prometheus_flask_exporter import PrometheusMetrics
 from structlog.typing import FilteringBoundLogger
 from werkzeug.exceptions import HTTPException
@@ -29,7 +23,7 @@ from service.errors import (
     UpstreamFailed,
 )
 from service.lifetime import Ending
-from service.web import ops, reply
+from service.web import ops, reply, server_span
 from service.web.auth import Gate
 from service.web.channel import Channel
 from service.web.flask_loop import LoopFlask, StreamedResponse
@@ -37,36 +31,8 @@ from service.web.flask_loop import LoopFlask, StreamedResponse
 
 def instrument(app: LoopFlask, telemetry: Telemetry) -> None:
     """A SERVER span around every request but the operators', and prometheus-flask-exporter's stock metrics."""
-
-    def start_with_the_first_byte() -> None:
-        # The instrumentation's own start is when Flask got its turn, which on a busy worker is later.
-        request.environ[_ENVIRON_STARTTIME_KEY] = Channel.of(request.environ).lifetime.started_ns
-
-    app.before_request(start_with_the_first_byte)  # in order of registration: before the instrumentation's own
-    FlaskInstrumentor.instrument_app(  # type: ignore[no-untyped-call]
-        app,
-        tracer_provider=telemetry.tracing.provider,
-        meter_provider=NoOpMeterProvider(),
-        excluded_urls=",".join(rf"^[^/]*//[^/]+{rule}(\?|$)" for rule in ops.RULES),
-        enable_commenter=False,
-        request_hook=_name_without_path,
-        response_hook=_keep_error_type,
-    )
+    server_span.install(app, telemetry.tracing.provider)
     PrometheusMetrics(app, path=None, group_by="url_rule", registry=telemetry.metrics.registry)
-
-
-def _name_without_path(span: Span, _environ: Any) -> None:
-    # Where no route matched, the instrumentation names the span by the path, which is whatever the client wrote.
-    if request.url_rule is None:
-        method = sanitize_method(request.method)
-        span.update_name("HTTP" if method == "_OTHER" else method)
-
-
-def _keep_error_type(span: Span, status: str, _headers: Any) -> None:
-    # The instrumentation has just named a 5xx by its number; the record's word, written before, says more.
-    exchange: Exchange | None = g.get("exchange")
-    if exchange is not None and exchange.error_type is not None and status.startswith("5"):
-        span.set_attribute(catalog.Attr.ERROR_TYPE, exchange.error_type)
 
 
 def open_and_close(app: LoopFlask, closing: Closing, tracing: Tracing, gate: Gate) -> None:

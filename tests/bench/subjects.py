@@ -60,11 +60,11 @@ VARIANTS = (
         export=False,
         environ=(("OTEL_TRACES_SAMPLER", "always_off"), ("CLAUDE_PROXY_LOG_LEVEL", "error")),
     ),
-    Variant("Flask instrumentation out", without=("flask",)),
-    Variant("httpx instrumentation out", without=("httpx",)),
+    Variant("SERVER span out", without=("server",)),
+    Variant("attempt spans out", without=("attempt",)),
     Variant("prometheus-flask-exporter out", without=("exporter",)),
     Variant(NO_OWN, without=("own",), quick=True),
-    Variant(NOTHING, export=False, without=("flask", "httpx", "exporter", "own"), quick=True),
+    Variant(NOTHING, export=False, without=("server", "attempt", "exporter", "own"), quick=True),
 )
 """The first with everything on: OTLP export, metrics, log. "Out" rows change that one thing; export stays on."""
 

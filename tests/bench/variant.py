@@ -1,4 +1,4 @@
-"""`python -m tests.bench.variant flask,httpx serve …`: the gateway's own command line with parts of its telemetry left out.
+"""`python -m tests.bench.variant server,attempt serve …`: the gateway's own command line with parts of its telemetry left out.
 
 Nothing of the product knows of this: parts are replaced before it is imported. A part that is no longer where it was makes
 the variant fail at start, and the report says so.
@@ -10,19 +10,21 @@ import sys
 from typing import Any
 from unittest.mock import patch
 
+from opentelemetry.trace import INVALID_SPAN
+
 
 def _nothing(*_arguments: Any, **_options: Any) -> None:
     """In place of what is left out."""
 
 
-def _bare(transport: Any, **_options: Any) -> Any:
-    """In place of a wrapper: what was to be wrapped."""
-    return transport
+def _no_span(*_arguments: Any, **_options: Any) -> Any:
+    """In place of a span's beginning."""
+    return INVALID_SPAN
 
 
 PARTS: dict[str, list[tuple[str, Any]]] = {
-    "flask": [("opentelemetry.instrumentation.flask.FlaskInstrumentor.instrument_app", staticmethod(_nothing))],
-    "httpx": [("opentelemetry.instrumentation.httpx.AsyncOpenTelemetryTransport", _bare)],
+    "server": [("service.web.server_span.install", _nothing)],
+    "attempt": [("service.upstream.client.Client._begin", _no_span)],
     "exporter": [("prometheus_flask_exporter.PrometheusMetrics", _nothing)],
     "own": [
         ("service.account.closing.Closing.began", _nothing),
@@ -30,7 +32,7 @@ PARTS: dict[str, list[tuple[str, Any]]] = {
         ("observability.tracing.Tracing.start_inference", _nothing),
     ],
 }
-"""Flask's and httpx's instrumentation, prometheus-flask-exporter, and our own span, metrics and log line."""
+"""The SERVER span and the attempt spans, prometheus-flask-exporter, and the closing act: chat span, metrics, log line."""
 
 
 def main() -> int:

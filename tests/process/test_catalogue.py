@@ -13,7 +13,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from observability import catalog, metrics
-from observability.catalog import Attr, LogEvent, Metric
+from observability.catalog import Attr, Http, LogEvent, Metric
 from service import __version__
 from service.app import ROUTES
 from service.upstream.anthropic import MODELS
@@ -32,14 +32,6 @@ CLOSED = {label: set(values) for label, values in metrics._CLOSED.items()} | {
     "worker": {"0", "1"},
     "version": {__version__},
 }
-HTTP_KEYS = frozenset(
-    (
-        "client.address", "http.request.method", "http.request.method_original", "http.response.status_code", "http.route",
-        "network.peer.address", "network.peer.port", "network.protocol.version", "server.address", "server.port",
-        "url.full", "url.path", "url.query", "url.scheme", "user_agent.original", "error.type",
-    )
-)  # fmt: skip
-"""Attribute keys that the Flask and httpx instrumentations set: stable HTTP conventions."""
 METHODS = ("GET", "POST", "DELETE", "HEAD", "OPTIONS")
 
 
@@ -173,32 +165,34 @@ def test_every_line_is_json_with_a_declared_event(run: Run) -> None:
     assert [line for line in lines if line["event"] == "log" and line["level"] not in ("info", "debug")] == []
 
 
-def test_every_span_attribute_is_declared_or_an_instrumentors_and_every_declared_one_was_emitted(run: Run) -> None:
-    declared = {value for name, value in vars(Attr).items() if name.isupper()}
+def test_every_span_attribute_is_declared_and_every_declared_one_of_ours_was_emitted(run: Run) -> None:
+    ours, http = _declared(Attr), _declared(Http)
     seen = {key for span in run.spans for key in span.attributes}
-    assert seen - declared - HTTP_KEYS == set()
-    assert declared - seen == catalog.LATER & declared
+    assert seen - ours - http == set()
+    assert ours - seen == catalog.LATER & ours
 
 
-def test_our_own_spans_carry_only_declared_attributes(run: Run) -> None:
-    declared = {value for name, value in vars(Attr).items() if name.isupper()}
-    own = [span for span in run.spans if span.scope == "claude-proxy"]
-    assert {key for span in own for key in span.attributes} <= declared
-    assert {event[0] for span in own for event in span.events} == {catalog.FIRST_CHUNK_EVENT}
-    # The instrumentations put their exceptions down as the SDK does.
-    assert {event[0] for span in run.spans if span not in own for event in span.events} <= {"exception"}
+def test_every_event_of_a_span_is_declared(run: Run) -> None:
+    events = {(name, key) for span in run.spans for name, _, given in span.events for key in (given or {"": ""})}
+    assert events == {
+        (catalog.FIRST_CHUNK_EVENT, ""),
+        (catalog.EXCEPTION_EVENT, Http.EXCEPTION_TYPE),
+        (catalog.EXCEPTION_EVENT, Http.EXCEPTION_ESCAPED),
+    }
+
+
+def _declared(names: type) -> set[str]:
+    return {value for name, value in vars(names).items() if name.isupper()}
 
 
 def test_span_names_are_those_of_the_design(run: Run) -> None:
-    allowed: dict[tuple[str, str], Callable[[str], bool]] = {
-        ("SERVER", "opentelemetry.instrumentation.flask"): {
-            *(f"{method} {rule}" for method in METHODS for rule in ROUTES), *METHODS, "HTTP",
-        }.__contains__,
-        ("CLIENT", "opentelemetry.instrumentation.httpx"): METHODS.__contains__,
-        ("CLIENT", "claude-proxy"): lambda name: re.fullmatch(r"chat \S+", name) is not None,
-    }  # fmt: skip
-    wrong = [s for s in run.spans if (s.kind, s.scope) not in allowed or not allowed[s.kind, s.scope](s.name)]
+    allowed: dict[str, Callable[[str], bool]] = {
+        "SERVER": {*(f"{m} {rule}" for m in METHODS for rule in ROUTES), *METHODS, "HTTP"}.__contains__,
+        "CLIENT": lambda name: name in METHODS or re.fullmatch(r"chat \S+", name) is not None,
+    }
+    wrong = [s for s in run.spans if s.kind not in allowed or not allowed[s.kind](s.name)]
     assert wrong == []
+    assert {span.scope for span in run.spans} == {"claude-proxy"}
     assert {"POST /v1/messages", "POST /generate", "POST /batch_generate", "POST /anthropic/v1/messages"} <= {
         span.name for span in run.spans
     }
@@ -213,7 +207,10 @@ def test_the_mix_had_every_outcome_that_a_request_can_have_while_the_gateway_sta
         "internal_error",
         "interrupted",
     }
-    assert {labels["limit"] for labels in run.samples(catalog.UPSTREAM_429)} == {*catalog.LIMITS_429} - {"unknown"}
+    assert {labels["limit"] for labels in run.samples(catalog.UPSTREAM_429)} == {*catalog.LIMITS_429} - {
+        "unknown",
+        "tokens",
+    }
     assert {labels["outcome"] for labels in run.samples(catalog.STREAM_OUTCOMES)} == {
         "completed", "cut_off", "stalled", "client_abort", "upstream_error",
     }  # fmt: skip
