@@ -7,7 +7,7 @@ from service.simulator import command
 
 parser = argparse.ArgumentParser(
     prog="python -m service.simulator",
-    description="A Claude API that runs without a key.",
+    description="A Claude API, with Gemini and OpenAI beside it, that runs without a key.",
     epilog=command.EPILOG,
     formatter_class=argparse.RawDescriptionHelpFormatter,
 )

@@ -28,9 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gap-ms", type=float, default=_DEFAULTS.gap_ms, help="median time between chunks (%(default)s)")
     add("--jitter", type=float, default=_DEFAULTS.jitter, help="log-normal sigma of both, 0 for none (%(default)s)")
     add("--output-tokens", type=int, default=_DEFAULTS.output_tokens, help="median length of answers (%(default)s)")
-    add("--rpm", type=int, help="requests per minute, per key and model class (Start tier)")
-    add("--itpm", type=int, help="input tokens per minute (Start tier)")
-    add("--otpm", type=int, help="output tokens per minute (Start tier)")
+    add(
+        "--rpm", type=int, help="requests per minute, per key and model class (Start tier; Gemini 1,000, OpenAI 10,000)"
+    )
+    add(
+        "--itpm",
+        type=int,
+        help="input tokens per minute (Start tier; Gemini 1,000,000), of OpenAI all tokens (2,000,000)",
+    )
+    add("--otpm", type=int, help="output tokens per minute, of Claude alone (Start tier)")
     add("--unlimited", action="store_true", help="limits so high that nothing reaches them")
     add("--api-key", action="append", default=[], help="accept only this key; may be repeated (any key)")
     add("--batch-seconds", type=float, default=_DEFAULTS.batch_seconds, help="length of a batch (%(default)s)")

@@ -86,6 +86,15 @@ def test_a_streamed_chat_says_the_same_and_its_usage_is_there_for_who_asks(sim: 
     assert (call["kind"], call["ending"], call["billed"]["output_tokens"]) == ("stream", "completed", 50)
 
 
+@pytest.mark.parametrize("asker", [chat, respond])
+def test_reasoning_in_a_stream_is_billed_though_it_is_not_shown(
+    sim: Simulation, asker: Callable[..., httpx.Response]
+) -> None:
+    asker(sim, "output_tokens=20;thinking_tokens=8", stream=True)
+    billed = sim.last_call()["billed"]
+    assert (billed["output_tokens"], billed["reasoning_output_tokens"]) == (20, 8)
+
+
 def test_the_arguments_of_a_tool_call_arrive_in_pieces_that_make_json(sim: Simulation) -> None:
     found = chunks(chat(sim, "tool=auto;chunks=4", stream=True, tools=CHAT_TOOLS))
     calls = [call for chunk in found for call in chunk["choices"][0]["delta"].get("tool_calls", ())]
@@ -165,6 +174,12 @@ def test_a_fault_is_an_error_of_its_kind(
     assert response.headers["x-should-retry"] == "false"
     assert response.headers["x-request-id"] == sim.last_call()["request_id"]
     assert sim.last_call()["billed"]["requests"] == 0
+
+
+def test_a_retry_after_can_be_asked_for_but_not_for_a_quota_that_is_used_up(sim: Simulation) -> None:
+    headers = chat(sim, "fault=overloaded;retry_after=1.5").headers
+    assert (headers["retry-after"], headers["retry-after-ms"]) == ("2", "1500")
+    assert "retry-after" not in chat(sim, "fault=spend;retry_after=1.5").headers
 
 
 def test_headers_tell_the_real_limits_and_a_429_keeps_its_word(start: Callable[..., Simulation]) -> None:
