@@ -13,6 +13,7 @@ from observability.exposition import Exposition, Place
 from observability.lag import LagMonitor
 from observability.start import Telemetry, start
 from observability.tracing import Options
+from service.account.bookkeeping import Bookkeeping
 from service.account.closing import Closing
 from service.account.pauses import Pauses
 from service.caching import Caching
@@ -30,8 +31,10 @@ from service.web.auth import Gate
 from service.web.flask_loop import LoopFlask
 
 ROUTES = native.RULES | set(generate.RULES)
-FLUSH_SECONDS = 1.5
+FLUSH_SECONDS = 1.0
 """For the last spans and log lines, inside the grace that the worker keeps for it."""
+LEDGER_SECONDS = 0.5
+"""For the last rows; what is not in the ledger by then, a successor takes from the journal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +46,12 @@ class Gateway:
     client: Client
     exposition: Exposition
     lag: LagMonitor
+    keeping: Bookkeeping
 
     async def start(self, place: Place) -> None:
         """Find the place among the workers of this host, and watch the loop."""
         await self.exposition.start(place)
+        await asyncio.to_thread(self.keeping.start)
         self.lag.start()
 
     async def stop(self) -> None:
@@ -54,6 +59,7 @@ class Gateway:
         self.lag.stop()
         await self.exposition.stop()
         await self.client.aclose()
+        await asyncio.to_thread(self.keeping.stop, LEDGER_SECONDS)
         await asyncio.to_thread(self.telemetry.stop, FLUSH_SECONDS)
 
 
@@ -67,6 +73,7 @@ def create_gateway(settings: Settings, telemetry: Telemetry | None = None) -> Ga
         connect_timeout=settings.connect_timeout,
         idle_timeout=settings.idle_timeout,
     )
+    keeping = Bookkeeping(telemetry, settings.ledger, settings.ledger_keep_days, settings.prices_file)
     pauses, answers = Pauses(telemetry), Answers(settings.cache_bytes, settings.cache_ttl)
     pipeline = Pipeline(
         anthropic.Anthropic(),
@@ -82,10 +89,10 @@ def create_gateway(settings: Settings, telemetry: Telemetry | None = None) -> Ga
     app = LoopFlask("claude_proxy", static_folder=None)
     app.url_map.strict_slashes = False
     hooks.instrument(app, telemetry)
-    hooks.open_and_close(app, Closing(telemetry), telemetry.tracing, gate)
+    hooks.open_and_close(app, Closing(telemetry, keeping.books), telemetry.tracing, gate)
     hooks.answer_errors(app, telemetry.log)
     exposition = Exposition(telemetry.metrics)
-    ops.register(app, gate, exposition)
+    ops.register(app, gate, exposition, lambda: keeping.writable)
     first_byte_timeout = min(settings.first_byte_timeout, settings.total_timeout)
     native.register(app, pipeline, first_byte_timeout)
     generate.register(
@@ -95,7 +102,7 @@ def create_gateway(settings: Settings, telemetry: Telemetry | None = None) -> Ga
         timeout=first_byte_timeout,
         limits=generate.Limits(settings.batch_concurrency, settings.batch_max_prompts),
     )
-    return Gateway(app, telemetry, client, exposition, LagMonitor(telemetry.metrics, telemetry.log))
+    return Gateway(app, telemetry, client, exposition, LagMonitor(telemetry.metrics, telemetry.log), keeping)
 
 
 def start_telemetry(settings: Settings) -> Telemetry:

@@ -197,7 +197,9 @@ class Record:
     quotas: tuple[Quota, ...] = ()
     client: str | None = None
     call_id: str = ""
-    """32 hex digits, unique for each provider call; empty for a request that made none or several."""
+    """32 hex digits, unique for each record."""
+    started: float = 0.0
+    """Unix time at which it began."""
     wanted_model: str | None = None
     """The model that was asked for, when a stand-in spoke in its place."""
     cache: str | None = None

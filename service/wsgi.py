@@ -19,6 +19,7 @@ def application() -> LoopFlask:
     settings = load()
     gateway = create_gateway(settings)
     local.guard(gateway.app, settings)
+    gateway.keeping.start()
     atexit.register(partial(_leave, gateway), FLUSH_SECONDS)
     return gateway.app
 
@@ -27,6 +28,7 @@ def _leave(gateway: Gateway, seconds: float) -> None:
     """Close the provider's connections and flush telemetry within `seconds`."""
     if gateway.client.is_open:  # else no loop has been started, and none can be now
         background().run(gateway.client.aclose())
+    gateway.keeping.stop(seconds)
     gateway.telemetry.stop(seconds)
 
 

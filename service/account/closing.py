@@ -10,6 +10,7 @@ from observability import catalog
 from observability.catalog import Attr, Fault, LogEvent, Outcome
 from observability.metrics import Exemplar
 from observability.start import Telemetry
+from service.account.books import Books
 from service.record import Answered, Attempt, Certainty, Kind, Record, Usage
 
 _LEVEL = {Fault.NOBODY: "info", Fault.CLIENT: "info", Fault.PROVIDER: "warning", Fault.US: "error"}
@@ -18,7 +19,8 @@ _LEVEL = {Fault.NOBODY: "info", Fault.CLIENT: "info", Fault.PROVIDER: "warning",
 class Closing:
     """Writes what is said of requests and calls that have ended."""
 
-    def __init__(self, telemetry: Telemetry) -> None:
+    def __init__(self, telemetry: Telemetry, books: Books) -> None:
+        self.books = books
         self._metrics = telemetry.metrics
         self._tracing = telemetry.tracing
         self._log = telemetry.log
@@ -30,6 +32,8 @@ class Closing:
     def close(self, record: Record, server: Span | None, inference: Span | None) -> None:
         """A request or call has ended: `server` is the request's span, `inference` that of its provider call."""
         try:
+            # First: whatever else goes wrong, the call is in the ledger.
+            self.books.ended(record)
             if inference is not None:
                 self._tracing.end(inference, _inference_attributes(record), record.error_type)
             if server is not None:
@@ -105,6 +109,8 @@ class Closing:
                 metrics.add(catalog.COST, (*who, token_type, cost.certainty.value), nanos / 1e9, exemplar)
         if record.client is not None and cost.total:
             metrics.add(catalog.CLIENT_COST, (record.client,), cost.total / 1e9)
+        if forgone := self.books.batch_saving(record):
+            metrics.add(catalog.BATCH_FORGONE, who, forgone / 1e9)
 
     def _count_stream(self, record: Record, call: tuple[str, str, str]) -> None:
         answered, who = record.answered, call[1:]

@@ -14,8 +14,9 @@ from observability import catalog
 from observability.catalog import Attr, Fault, Outcome
 from observability.tracing import Attributes, Tracing
 from service.account.closing import Closing
+from service.account.rows import Started, new_call_id
 from service.lifetime import Lifetime
-from service.record import Answered, Attempt, Kind, Quota, Record, Timings, Trace
+from service.record import Answered, Attempt, Cost, Kind, Quota, Record, Timings, Trace
 
 
 class Call:
@@ -34,7 +35,7 @@ class Call:
         attributes: Attributes,
     ) -> None:
         self._clock = clock
-        self.id = f"{random.getrandbits(128):032x}"
+        self.id = new_call_id()
         self.opened = clock()
         self.provider, self.operation, self.model, self.streaming = provider, operation, model, streaming
         self.attributes = attributes
@@ -143,6 +144,7 @@ class Exchange:
         if call.began is not None:
             return
         call.began = self.lifetime.clock()
+        self._closing.books.began(self._started(call))
         if call.operation is not None:
             call.span = self._tracing.start_inference(
                 call.operation,
@@ -219,9 +221,43 @@ class Exchange:
             answered=call.says() if call is not None else Answered(),
             quotas=call.quotas if call is not None else (),
             client=self.client,
-            call_id=call.id if call is not None else "",
+            call_id=call.id if call is not None else new_call_id(),
+            started=self._at(call.opened) if kind is Kind.CALL and call is not None else self._at(self.lifetime.started),
+            cost=None if call is None else self._cost(call, outcome),
             wanted_model=call.wanted if call is not None and call.stand_in else None,
             cache=call.cache if call is not None else None,
+        )
+
+    def _at(self, moment: float) -> float:
+        """Unix time of a moment by the request's clock."""
+        return self.lifetime.started_ns / 1e9 + moment - self.lifetime.started
+
+    def _started(self, call: Call) -> Started:
+        return Started(
+            call.id,
+            self.request_id,
+            self.trace_id,
+            self._at(call.opened),
+            Kind.CALL.value if self.kind is Kind.FAN_OUT else self.kind.value,
+            self.route,
+            call.provider,
+            call.model,
+            call.operation,
+            self.client,
+            call.streaming,
+        )
+
+    def _cost(self, call: Call, outcome: Outcome) -> Cost | None:
+        return self._closing.books.cost(
+            provider=call.provider,
+            model=call.model,
+            answered=call.answered(),
+            outcome=outcome,
+            inference=call.operation is not None,
+            attempts=call.attempts,
+            cached=call.cache == "hit",
+            input_estimate=call.input_estimate,
+            at=self._at(call.opened),
         )
 
     def _trace(self, span: Span, outcome: Outcome, call: Call | None, timings: Timings) -> Trace:

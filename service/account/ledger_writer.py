@@ -37,6 +37,8 @@ class Hooks:
     """Rows were lost: why, how many."""
     on_success: Callable[[], None] = _nothing
     """The database has everything up to now."""
+    on_round: Callable[[], None] = _nothing
+    """A round is over, well or not."""
     on_new: Callable[[list[Row]], None] = _nothing
     """These rows are new in the database, after their transaction. A row that was there before is not among them."""
     on_trouble: Callable[[str, BaseException | None], None] = _nothing
@@ -99,11 +101,13 @@ class LedgerWriter:
             self._failed = min(self._failed + 1, 10)
             if self._failed == 1:
                 self._hooks.on_trouble("the ledger takes no rows; they stay in the journal", error)
+            self._hooks.on_round()
             return
         if self._failed:
             self._failed = 0
             self._hooks.on_trouble("the ledger takes rows again", None)
         self._hooks.on_success()
+        self._hooks.on_round()
 
     def _move_own(self) -> None:
         while (batch := self.journal.next_batch()) is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from flask import Response, request
 
 from observability.exposition import Exposition
@@ -15,16 +17,17 @@ METRICS = "/metrics"
 RULES = ("/healthz", "/readyz", METRICS)
 
 
-def register(app: LoopFlask, gate: Gate, exposition: Exposition) -> None:
-    """Add the operator routes. None of them counts as a request in our own metrics."""
+def register(app: LoopFlask, gate: Gate, exposition: Exposition, writable: Callable[[], bool]) -> None:
+    """Add the operator routes. None of them counts as a request in our own metrics. `writable`: calls can be journalled."""
 
     async def healthz() -> Response:
         # An async view: it answers only if the loop runs.
         return reply.own_json({"status": "ok"})
 
     async def readyz() -> Response:
-        draining = app.draining
-        return reply.own_json({"status": "draining" if draining else "ready"}, 503 if draining else 200)
+        # Never because a provider is down: a load balancer could only make that worse.
+        status = "draining" if app.draining else "ready" if writable() else "journal cannot be written"
+        return reply.own_json({"status": status}, 200 if status == "ready" else 503)
 
     async def metrics() -> Response:
         if not gate.admit_to_metrics(Channel.of(request.environ).headers):

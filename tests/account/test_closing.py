@@ -9,7 +9,9 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from observability import catalog
 from observability.catalog import Attr, Fault, Outcome
+from service.account.books import Books
 from service.account.closing import Closing
+from service.account.prices import Prices
 from service.record import Answered, Attempt, Kind, Record, Timings, Trace, Usage
 from tests.support.inside import Told, telemetry
 
@@ -42,7 +44,7 @@ RECORD = Record(
 
 
 def _close(told: Told, record: Record) -> None:
-    closing, tracing = Closing(told.telemetry), told.telemetry.tracing
+    closing, tracing = Closing(told.telemetry, Books(Prices())), told.telemetry.tracing
     if record.kind is not Kind.CALL:
         closing.began(record.route)
     server = tracing.provider.get_tracer("test").start_span("server", kind=SpanKind.SERVER)
@@ -270,7 +272,7 @@ def test_an_unknown_route_and_model_are_other_in_metrics_and_as_they_are_in_the_
 def test_closing_never_raises_and_says_what_went_wrong() -> None:
     with telemetry() as told:
         broken = dataclasses.replace(RECORD, outcome="no outcome")  # type: ignore[arg-type]
-        Closing(told.telemetry).close(broken, None, None)
+        Closing(told.telemetry, Books(Prices())).close(broken, None, None)
         (line,) = told.lines()
     assert (line["event"], line["level"], line["message"]) == ("log", "error", "closing failed")
     assert "Traceback" in line["exception"]

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from opentelemetry import trace
 
 from observability.catalog import Outcome
+from service.account.books import Books
 from service.account.closing import Closing
+from service.account.prices import Prices
 from service.account.exchange import Exchange
 from service.lifetime import Lifetime
 from service.record import Answered, Attempt, Kind, Usage
@@ -30,7 +32,7 @@ def _exchange(told: Told) -> Iterator[tuple[Exchange, Clock]]:
     clock = Clock()
     tracer = told.telemetry.tracing.provider.get_tracer("test")
     with tracer.start_as_current_span("POST /v1/messages", kind=trace.SpanKind.SERVER):
-        yield Exchange(Closing(told.telemetry), told.telemetry.tracing, Lifetime(clock), "/v1/messages"), clock
+        yield Exchange(Closing(told.telemetry, Books(Prices())), told.telemetry.tracing, Lifetime(clock), "/v1/messages"), clock
 
 
 def _in_flight(told: Told) -> str:
@@ -129,6 +131,8 @@ def test_the_calls_span_is_a_child_of_the_requests_with_the_request_in_its_attri
         "gen_ai.request.model": "claude-opus-5-5",
         "gen_ai.request.stream": True,
         "claude_proxy.outcome": "ok",
+        "claude_proxy.cost_certainty": "exact",
+        "claude_proxy.cost_usd": 0.0,
     }
     assert [event.name for event in chat.events] == ["first_chunk"]
 

@@ -99,6 +99,9 @@ class Watch:
             if name.endswith(("_total", "_count", "_in_flight_requests"))
             and not any(n in name for n in _OF_THE_PROCESS)
         }
+        paid = sum(counts.pop(series) for series in list(counts) if series[0] == "claude_proxy_cost_usd_total")
+        assert paid == pytest.approx(line.get("cost_usd", 0.0), abs=1e-12)
+        counts = {series: n for series, n in counts.items() if series[0] != "claude_proxy_batch_forgone_usd_total"}
         wrong = {s: (counts.get(s), expected.get(s)) for s in counts | expected if counts.get(s) != expected.get(s)}
         assert not wrong, f"series: (is, should be) {wrong}"
         for series, value in sums.items():
@@ -143,6 +146,12 @@ def _expected(
         count("claude_proxy_upstream_429_total", 1, limit=line["limit"], **who)
     if rejected is not None:
         count("claude_proxy_rejected_total", 1, http_route=route, reason=rejected)
+    if line.get("client"):
+        count("claude_proxy_client_requests_total", 1, client=line["client"])
+        if line.get("cost_usd"):
+            count("claude_proxy_client_cost_usd_total", line["cost_usd"], client=line["client"])
+    if line.get("cost_certainty") == "unpriced":
+        count("claude_proxy_unpriced_requests_total", 1, gen_ai_provider_name=who["gen_ai_provider_name"])
     if chat:
         observe(
             "gen_ai_client_inference_duration_seconds", line["call_s"], error_type=line.get("error_type", ""), **call
@@ -187,6 +196,8 @@ def _spans_agree(told: Told, *, failed: bool) -> None:
         for field, (_, attribute) in _TOKENS.items():
             assert chat.attributes.get(attribute) == line.get(field), field
         assert chat.attributes.get("anthropic.request.id") == line.get("upstream_request_id")
+        assert chat.attributes.get("claude_proxy.cost_usd") == line.get("cost_usd")
+        assert chat.attributes.get("claude_proxy.cost_certainty") == line.get("cost_certainty")
     for attempt in told.attempts:
         assert (attempt.kind, attempt.name, attempt.parent_id) == ("CLIENT", told.attempts[0].name, above.span_id)
         assert attempt.attributes["claude_proxy.span_ends_at"] == "headers"

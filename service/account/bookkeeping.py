@@ -1,0 +1,80 @@
+"""A worker's whole bookkeeping: prices, journal, and the thread that moves the journal into the ledger."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from observability import catalog
+from observability.catalog import LogEvent
+from observability.start import Telemetry
+from service.account.books import Books
+from service.account.journal import Journal
+from service.account.prices import Prices
+from service.account.prices_override import BadPrices
+from service.errors import SettingsError
+
+if TYPE_CHECKING:
+    from service.account.ledger_writer import LedgerWriter
+
+_SIGNAL = "ledger"
+
+
+class Bookkeeping:
+    """Make it in the worker, after the fork. `directory` None: calls are priced and not written down.
+
+    Raises `SettingsError` for a price file that is wrong.
+    """
+
+    def __init__(self, telemetry: Telemetry, directory: Path | None, keep_days: int, prices: Path | None) -> None:
+        self._metrics, self._log = telemetry.metrics, telemetry.log
+        self._keep_days = keep_days
+        try:
+            self.prices = Prices(prices)
+        except BadPrices as error:
+            raise SettingsError(f"CLAUDE_PROXY_PRICES_FILE: {error}") from None
+        self.journal = None if directory is None else Journal(directory, self._dropped)
+        self.books = Books(self.prices, self.journal)
+        self._writer: LedgerWriter | None = None
+
+    @property
+    def writable(self) -> bool:
+        """Whether calls can be written down; true where that is not wanted."""
+        return self.journal is None or self.journal.writable
+
+    def start(self) -> None:
+        """Begin to move the journal, a dead worker's first. Blocks for the import of SQLAlchemy (0.3 s): not for a loop."""
+        if self.journal is None:
+            return
+        from service.account.ledger import Ledger
+        from service.account.ledger_writer import Hooks, LedgerWriter
+
+        hooks = Hooks(
+            on_drop=self._dropped, on_success=self._succeeded, on_round=self._tell_backlog, on_trouble=self._tell
+        )
+        self._writer = LedgerWriter(self.journal, Ledger(self.journal.directory), hooks, keep_days=self._keep_days)
+        self._writer.start()
+
+    def stop(self, seconds: float) -> None:
+        """Move what there is, within `seconds`; what is left stays in the journal for a successor."""
+        if self._writer is not None:
+            self._writer.stop(seconds)
+
+    def _dropped(self, reason: str, count: int) -> None:
+        self._metrics.add(catalog.TELEMETRY_DROPPED, (_SIGNAL, reason), count)
+
+    def _succeeded(self) -> None:
+        self._metrics.set(catalog.TELEMETRY_LAST_SUCCESS, time.time(), (_SIGNAL,))
+
+    def _tell(self, what: str, error: BaseException | None) -> None:
+        if error is None:
+            self._log.warning(LogEvent.LOG, message=what)
+        else:
+            # The database's own words: SQLAlchemy's would repeat the rows.
+            words = str(getattr(error, "orig", error))[:500]
+            self._log.error(LogEvent.LOG, message=what, error=f"{type(error).__name__}: {words}")
+
+    def _tell_backlog(self) -> None:
+        if self.journal is not None:
+            self._metrics.set(catalog.LEDGER_BACKLOG, self.journal.backlog())
