@@ -1,0 +1,251 @@
+"""Pacing of provider calls: at once while there is room, in order when there is not, never when it is hopeless.
+
+All workers of a host act as one over shared memory. Any worker that looks lets go whoever is next, in whichever worker
+it waits; that worker finds it let go when it looks itself, within `LOOK` seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import zlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+from service.pacer.access import Access
+from service.pacer.grant import Ask, Grant, PoolKey, Refused
+from service.pacer.pools import FREE, GRANTED, WAITING, Place, Pools
+from service.policy.fairness import CLIENTS, Waiter, predict
+from service.policy.pacing import Amounts, Pool
+from service.store.shared import SharedState
+
+LOOK = 0.025
+"""Seconds between two looks of a worker that has somebody waiting: how long a grant by another worker lies unseen."""
+STUCK = 1.0
+"""Seconds without the shared state after which those who wait are let through."""
+_SOON = 0.001
+
+
+class Waits(Protocol):
+    """Accounts time spent waiting: `waiting()` is a context around it."""
+
+    def waiting(self) -> AbstractContextManager[None]: ...
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """One that waits in this worker, at `number` of its pool's queue."""
+
+    number: int
+    grant: Grant
+    arrival: float
+    deadline: float
+    amounts: Amounts
+    future: asyncio.Future[None]
+
+
+class _Line:
+    """Those that wait in this worker for one pool."""
+
+    def __init__(self, provider: str, now: float) -> None:
+        self.provider = provider
+        self.waiting: dict[int, _Waiting] = {}
+        self.timer: asyncio.TimerHandle | None = None
+        self.looked = now
+        """When the shared state was last had."""
+
+
+class Pacer:
+    """Lets calls go. One for each worker, on its event loop; `max_queue` is over all workers, for one pool."""
+
+    def __init__(
+        self,
+        state: SharedState,
+        slot: int,
+        *,
+        max_queue: int,
+        fail_open: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._access = Access(state, slot, fail_open)
+        self._pools = Pools(state)
+        self._slot, self._clock = slot, clock
+        self._max_queue = max_queue
+        self._most = state.shape.places
+        self._lines: dict[bytes, _Line] = {}
+
+    def depth(self, provider: str) -> int:
+        """How many wait in this worker."""
+        return sum(len(line.waiting) for line in self._lines.values() if line.provider == provider)
+
+    def estimate_input(self, key: PoolKey, text_bytes: int, media: int = 0) -> int:
+        """Input tokens that a body will be billed, as `acquire` estimates them."""
+        found = self._pools.find(key.digest, self._clock())  # reading without the lock risks a wrong guess, no more
+        pool = found[1] if found is not None else Pool([0.0] * Pool.WIDTH)
+        return round(pool.input_of(text_bytes, media))
+
+    async def acquire(self, key: PoolKey, ask: Ask, waits: Waits | None = None) -> Grant:
+        """Leave to make a call, when there is room for it. Raises `Refused`; a cancelled one frees its place."""
+        digest = key.digest
+        grant = Grant(self._access, self._pools, digest, ask, self._clock)
+        waiting = self._ask(key, digest, grant, ask)
+        if waiting is None:
+            return grant
+        with waits.waiting() if waits is not None else nullcontext():
+            try:
+                await waiting.future
+            except asyncio.CancelledError:
+                self._left(digest, waiting)
+                raise
+            finally:
+                grant.waited = self._clock() - waiting.arrival
+        return grant
+
+    def _ask(self, key: PoolKey, digest: bytes, grant: Grant, ask: Ask) -> _Waiting | None:
+        """None: it may go. Raises `Refused`."""
+        if not self._access.enter():
+            self._access.fail_open()
+            grant.begin_unasked()
+            return None
+        try:
+            now = self._clock()
+            found = self._pools.open(digest, now)
+            if found is None:
+                self._access.fail_open()
+                return None
+            index, pool = found
+            wanted = ask.input_tokens if ask.input_tokens is not None else pool.input_of(ask.text_bytes, ask.media)
+            amounts = pool.expected(wanted, ask.max_output)
+            if not self._pools.places_used(index) and pool.fits(amounts, now):
+                self._pools.go(index, pool, self._slot, amounts, now)
+                grant.begin(amounts, pool, now)
+                return None
+            number = self._queue(index, pool, grant, ask, amounts, now)
+            if number is None:
+                return None
+        finally:
+            self._access.leave()
+        future = asyncio.get_running_loop().create_future()
+        waiting = _Waiting(number, grant, now, now + ask.max_wait, amounts, future)
+        line = self._lines.setdefault(digest, _Line(key.provider, now))
+        line.waiting[number] = waiting
+        if line.timer is None:
+            self._look_in(digest, line, LOOK)
+        return waiting
+
+    def _queue(self, index: int, pool: Pool, grant: Grant, ask: Ask, amounts: Amounts, now: float) -> int | None:
+        """Put it into the queue, and let go who may. Its place, or None if it may go itself. Raises `Refused`."""
+        pools = self._pools
+        pools.beat(self._slot, now)
+        places = pools.places(index)
+        number = next((n for n, place in enumerate(places) if place.state == FREE), len(places))
+        client = zlib.crc32(ask.client.encode()) % CLIENTS
+        if sum(place.state == WAITING for place in places) >= self._max_queue or number >= self._most:
+            number = self._most  # a place that there is not: it is only asked how long it would have been
+            seconds, dimension = self._predict(index, pool, Waiter(number, client, now, amounts), now)
+            raise Refused("queue_full", dimension, seconds)
+        pools.put(index, number, Place(WAITING, self._slot, client, now, *amounts))
+        pools.serve(index, pool, now)
+        if pools.place(index, number).state == GRANTED:
+            pools.free(index, number)
+            grant.begin(amounts, pool, now)
+            return None
+        seconds, dimension = self._predict(index, pool, Waiter(number, client, now, amounts), now)
+        if seconds > ask.max_wait:
+            pools.free(index, number)
+            raise Refused("too_long", dimension, seconds)
+        grant.predicted, grant.dimension = seconds, dimension
+        return number
+
+    def _predict(self, index: int, pool: Pool, one: Waiter, now: float) -> tuple[float, str]:
+        """Seconds until `one` may go, and what it waits for."""
+        others = [other for other in self._pools.waiting(index, now) if other.place != one.place]
+        return predict(pool, [*others, one], self._pools.tags(index), one.place, now)
+
+    def _look_in(self, digest: bytes, line: _Line, seconds: float) -> None:
+        line.timer = asyncio.get_running_loop().call_later(seconds, self._look, digest, line)
+
+    def _look(self, digest: bytes, line: _Line) -> None:
+        """Let go who may, pick up what this worker was let, and end what has waited for too long."""
+        line.timer = None
+        now = self._clock()
+        pause = LOOK
+        if line.waiting and self._access.enter():
+            try:
+                line.looked = now
+                pause = self._look_at(digest, line, now)
+            finally:
+                self._access.leave()
+        elif line.waiting and now - line.looked > STUCK:
+            for one in list(line.waiting.values()):
+                self._access.fail_open()
+                self._access.later(lambda one=one: self._drop(digest, one))  # type: ignore[misc]  # its own, not the last
+                one.grant.begin_unasked()
+                self._done(line, one)
+        if line.waiting:
+            self._look_in(digest, line, pause)
+        else:
+            self._lines.pop(digest, None)
+
+    def _look_at(self, digest: bytes, line: _Line, now: float) -> float:
+        """Seconds until the next look."""
+        pools = self._pools
+        found = pools.open(digest, now)
+        if found is None:
+            return LOOK
+        index, pool = found
+        pools.beat(self._slot, now)
+        look_at = pools.look_at(index)
+        if now >= look_at:
+            look_at = pools.serve(index, pool, now)
+        for one in list(line.waiting.values()):
+            state = pools.place(index, one.number).state
+            if state == GRANTED:
+                one.grant.begin(one.amounts, pool, now)
+            elif state == FREE:  # forgotten by mistake: whoever has waited goes
+                pools.go(index, pool, self._slot, one.amounts, now)
+                one.grant.begin(one.amounts, pool, now)
+            elif now >= one.deadline:
+                place = pools.place(index, one.number)
+                mine = Waiter(one.number, int(place.client), place.arrival, place.amounts)
+                seconds, dimension = self._predict(index, pool, mine, now)
+                self._done(line, one, Refused("timeout", dimension, seconds))
+            else:
+                continue
+            pools.free(index, one.number)
+            self._done(line, one)
+        return min(LOOK, max(_SOON, look_at - now))
+
+    @staticmethod
+    def _done(line: _Line, one: _Waiting, error: Refused | None = None) -> None:
+        line.waiting.pop(one.number, None)
+        if not one.future.done():
+            if error is None:
+                one.future.set_result(None)
+            else:
+                one.future.set_exception(error)
+
+    def _left(self, digest: bytes, one: _Waiting) -> None:
+        """Its client has gone: the place is free, and what may have been taken for it goes back."""
+        line = self._lines.get(digest)
+        if line is not None and line.waiting.get(one.number) is one:
+            del line.waiting[one.number]
+            self._access.change(lambda: self._drop(digest, one))
+        else:
+            one.grant.close(sent=False)
+            if one.future.done() and not one.future.cancelled():
+                one.future.exception()  # seen: nobody else will
+
+    def _drop(self, digest: bytes, one: _Waiting) -> None:
+        now = self._clock()
+        found = self._pools.find(digest, now)
+        if found is None:
+            return
+        index, pool = found
+        place = self._pools.place(index, one.number)
+        if place.state != FREE and place.slot == self._slot and place.arrival == one.arrival:
+            if place.state == GRANTED:
+                self._pools.never_went(index, pool, self._slot, one.amounts)
+            self._pools.free(index, one.number)

@@ -1,0 +1,1 @@
+"""Where state lives between requests and workers: memory that all workers of a host share."""

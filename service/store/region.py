@@ -1,0 +1,99 @@
+"""Memory that the processes of a host share by inheriting it, and the lock around it.
+
+It is made before the fork and has no name: who was not forked from its maker cannot reach it, and it goes with the last
+process. The lock is a POSIX record lock: each process has its own (unlike `flock`, which a fork shares), and the
+kernel takes it back from a process that dies, by SIGKILL too.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import struct
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+
+PATIENCE = 0.002
+"""Seconds a lock is tried for: the event loop stands still for as long. Held, it is for tens of microseconds."""
+_PAUSE = 0.00005
+
+
+class Region:
+    """`size` zero bytes, and a lock that keeps out other processes and other threads of this one."""
+
+    def __init__(self, size: int) -> None:
+        if hasattr(os, "memfd_create"):
+            self._fd = os.memfd_create("claude-proxy")
+        else:
+            with tempfile.TemporaryFile() as file:
+                self._fd = os.dup(file.fileno())
+        os.ftruncate(self._fd, size)  # pages are made when they are first written to
+        self.memory = mmap.mmap(self._fd, size)
+        self._thread = threading.Lock()
+
+    def lock(self, patience: float = PATIENCE) -> bool:
+        """True with the lock held, False when it could not be had in `patience` seconds."""
+        if not self._thread.acquire(timeout=patience):
+            return False
+        deadline = None
+        while True:
+            try:
+                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:  # somebody has it, or (ENOLCK) the kernel has no room: the same to us
+                now = time.monotonic()
+                deadline = deadline or now + patience
+                if now >= deadline:
+                    self._thread.release()
+                    return False
+                time.sleep(_PAUSE)  # the holder may need this very core
+            else:
+                return True
+
+    def unlock(self) -> None:
+        """Give the lock back."""
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_UN)
+        finally:
+            self._thread.release()
+
+    def close(self) -> None:
+        """For tests: a process keeps its region for life."""
+        self.memory.close()
+        os.close(self._fd)
+
+
+class Records:
+    """An array of `count` records of `width` numbers at `offset` of a region."""
+
+    def __init__(self, region: Region, offset: int, count: int, width: int) -> None:
+        self.count, self.width = count, width
+        self._memory, self._offset = region.memory, offset
+        self._struct = struct.Struct(f"={width}d")
+
+    @staticmethod
+    def size(count: int, width: int) -> int:
+        """Bytes that it takes."""
+        return count * width * 8
+
+    def read(self, index: int) -> tuple[float, ...]:
+        """One record."""
+        return self._struct.unpack_from(self._memory, self._offset + index * self._struct.size)
+
+    def read_many(self, start: int, count: int) -> list[tuple[float, ...]]:
+        """`count` records from `start` on."""
+        size = self._struct.size
+        first = self._offset + start * size
+        return list(self._struct.iter_unpack(self._memory[first : first + count * size]))
+
+    def write(self, index: int, values: Sequence[float]) -> None:
+        """Replace one record."""
+        self._struct.pack_into(self._memory, self._offset + index * self._struct.size, *values)
+
+    def clear(self, start: int, count: int = 1) -> None:
+        """Zero `count` records from `start` on."""
+        size = self._struct.size
+        first = self._offset + start * size
+        self._memory[first : first + count * size] = bytes(count * size)
