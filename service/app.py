@@ -6,6 +6,7 @@ bridge or WSGI server -> instrumentation (SERVER span) -> exchange opened -> gat
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import service
@@ -20,17 +21,19 @@ from service.caching import Caching
 from service.pipeline import Pipeline
 from service.policy.budget import LocalBudget
 from service.policy.retry import Retries
-from service.settings import Settings
+from service.settings import Settings, Upstream
 from service.store.answers import Answers
 from service.tries import Plan
-from service.upstream import anthropic
-from service.upstream.client import Client
+from service.upstream.client import Client, Clients
+from service.upstream.provider import Provider
+from service.upstream.providers import PROVIDERS, models_of
 from service.upstream.transport import Transport
-from service.web import generate, hooks, native, ops
+from service.web import generate, hooks, native, ops, routes
+from service.web.ask import Asker
 from service.web.auth import Gate
 from service.web.flask_loop import LoopFlask
 
-ROUTES = native.RULES | set(generate.RULES)
+ROUTES = routes.RULES | set(generate.RULES)
 FLUSH_SECONDS = 1.0
 """For the last spans and log lines, inside the grace that the worker keeps for it."""
 LEDGER_SECONDS = 0.5
@@ -43,7 +46,7 @@ class Gateway:
 
     app: LoopFlask
     telemetry: Telemetry
-    client: Client
+    client: Clients
     exposition: Exposition
     lag: LagMonitor
     keeping: Bookkeeping
@@ -63,29 +66,18 @@ class Gateway:
         await asyncio.to_thread(self.telemetry.stop, FLUSH_SECONDS)
 
 
-def create_gateway(settings: Settings, telemetry: Telemetry | None = None) -> Gateway:
+def create_gateway(
+    settings: Settings, telemetry: Telemetry | None = None, providers: Sequence[Provider] = PROVIDERS
+) -> Gateway:
     """Make the application. Call it after the fork: it starts threads."""
     telemetry = telemetry or start_telemetry(settings)
-    client = Client(
-        settings.anthropic_base_url,
-        lambda: Transport(proxy=settings.proxy, ca_file=settings.ca_file),
-        telemetry.tracing.provider,
-        connect_timeout=settings.connect_timeout,
-        idle_timeout=settings.idle_timeout,
+    clients = Clients(
+        {name: _client(settings, upstream, telemetry) for name, upstream in settings.upstreams.items()},
+        settings.idle_timeout,
     )
     keeping = Bookkeeping(telemetry, settings.ledger, settings.ledger_keep_days, settings.prices_file)
-    pauses, answers = Pauses(telemetry), Answers(settings.cache_bytes, settings.cache_ttl)
-    pipeline = Pipeline(
-        anthropic.Anthropic(),
-        client,
-        pauses,
-        Plan(Retries(settings.max_retries, settings.retry_unanswered), settings.fallbacks),
-        LocalBudget(settings.retry_budget),
-        injects=settings.credentials == "inject",
-        total_timeout=settings.total_timeout,
-        caching=Caching(answers, pauses, anthropic.NAME) if settings.cache_ttl else None,
-    )
-    gate = Gate(settings)
+    pipelines = _pipelines(settings, telemetry, providers, clients)
+    gate = Gate(settings, providers)
     app = LoopFlask("claude_proxy", static_folder=None)
     app.url_map.strict_slashes = False
     hooks.instrument(app, telemetry)
@@ -94,15 +86,41 @@ def create_gateway(settings: Settings, telemetry: Telemetry | None = None) -> Ga
     exposition = Exposition(telemetry.metrics)
     ops.register(app, gate, exposition, lambda: keeping.writable)
     first_byte_timeout = min(settings.first_byte_timeout, settings.total_timeout)
-    native.register(app, pipeline, first_byte_timeout)
-    generate.register(
-        app,
-        pipeline,
-        default_model=settings.default_model,
-        timeout=first_byte_timeout,
-        limits=generate.Limits(settings.batch_concurrency, settings.batch_max_prompts),
+    native.register(app, providers, pipelines, first_byte_timeout)
+    default_models = {name: upstream.default_model for name, upstream in settings.upstreams.items()}
+    asker = Asker(providers, pipelines, default_models, first_byte_timeout)
+    generate.register(app, asker, generate.Limits(settings.batch_concurrency, settings.batch_max_prompts))
+    return Gateway(app, telemetry, clients, exposition, LagMonitor(telemetry.metrics, telemetry.log), keeping)
+
+
+def _client(settings: Settings, upstream: Upstream, telemetry: Telemetry) -> Client:
+    return Client(
+        upstream.base_url,
+        lambda: Transport(proxy=upstream.proxy, ca_file=settings.ca_file),
+        telemetry.tracing.provider,
+        connect_timeout=settings.connect_timeout,
+        idle_timeout=settings.idle_timeout,
     )
-    return Gateway(app, telemetry, client, exposition, LagMonitor(telemetry.metrics, telemetry.log), keeping)
+
+
+def _pipelines(
+    settings: Settings, telemetry: Telemetry, providers: Sequence[Provider], clients: Clients
+) -> dict[str, Pipeline]:
+    pauses, answers = Pauses(telemetry), Answers(settings.cache_bytes, settings.cache_ttl)
+    plan = Plan(Retries(settings.max_retries, settings.retry_unanswered), settings.fallbacks)
+    return {
+        provider.name: Pipeline(
+            provider,
+            clients[provider.name],
+            pauses,
+            plan,
+            LocalBudget(settings.retry_budget),
+            injects=settings.credentials == "inject",
+            total_timeout=settings.total_timeout,
+            caching=Caching(answers, pauses, provider.name) if settings.cache_ttl else None,
+        )
+        for provider in providers
+    }
 
 
 def start_telemetry(settings: Settings) -> Telemetry:
@@ -113,7 +131,7 @@ def start_telemetry(settings: Settings) -> Telemetry:
         traces=_trace_options(settings),
         log_level=settings.log_level,
         routes=ROUTES,
-        models=anthropic.MODELS,
+        models=models_of(PROVIDERS),
         clients=frozenset(client.name for client in settings.client_keys),
     )
 

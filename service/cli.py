@@ -150,14 +150,14 @@ def _start_simulator(environment: settings.Environment) -> subprocess.Popen[str]
     _, found, address = line.strip().partition("listening on ")
     if not found:
         raise SettingsError("the simulator did not start; try `claude-proxy simulate` to see why")
-    environment.override(CLAUDE_PROXY_ANTHROPIC_BASE_URL=address, ANTHROPIC_API_KEY="sk-ant-simulated")
+    environment.override(**settings.simulated(address))
     return simulator
 
 
 def _say_what_to_try(loaded: settings.Settings) -> None:
     auth = " -H 'x-api-key: YOUR_CLIENT_KEY'" if loaded.client_keys else ""
     token = " -H 'authorization: Bearer YOUR_METRICS_TOKEN'" if loaded.metrics_token else ""
-    upstream, requests = loaded.anthropic_base_url, catalog.REQUESTS.name
+    upstream, requests = loaded.upstreams["anthropic"].base_url, catalog.REQUESTS.name
     print(TRY.format(bind=loaded.bind, upstream=upstream, auth=auth, token=token, requests=requests), flush=True)
 
 

@@ -7,8 +7,10 @@ import ipaddress
 import re
 import socket
 import ssl
+import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from dotenv.parser import parse_stream
@@ -148,6 +150,16 @@ def resolves(bind: str) -> bool:
     return True
 
 
+def file(text: str) -> Path | None:
+    """A file that can be read, or nothing."""
+    if not text:
+        return None
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise ValueError("a file that exists")
+    return path
+
+
 def ca_file(text: str) -> str:
     """A file of CA certificates that can be loaded, or nothing."""
     if text:
@@ -201,3 +213,20 @@ def env_file(text: str, environ: Mapping[str, str]) -> dict[str, str]:
         known = {**environ, **values}
         values[key] = "".join(atom.resolve(known) for atom in parse_variables(value))
     return values
+
+
+def proxy(https_proxy: str, base_url: str, env: Mapping[str, str]) -> str | None:
+    """The forward proxy to `base_url`, or None: HTTPS_PROXY or HTTP_PROXY by scheme, unless NO_PROXY names the host."""
+    parts = urlsplit(base_url)
+    upper = {key.lower(): value for key, value in env.items() if key.lower().endswith("_proxy")}
+    name = "HTTPS_PROXY" if parts.scheme == "https" else "HTTP_PROXY"
+    found = (https_proxy if name == "HTTPS_PROXY" else "") or upper.get(name.lower())
+    bypass = {"no": upper.get("no_proxy", "")}
+    if not found or is_loopback(parts.hostname or ""):
+        return None
+    if urllib.request.proxy_bypass_environment(parts.netloc, bypass):  # type: ignore[attr-defined]
+        return None
+    try:
+        return url(found)
+    except ValueError as error:
+        raise ValueError(f"{name} is not valid: expected {error}") from None

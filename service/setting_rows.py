@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from service import parse
 
@@ -19,18 +19,42 @@ class Setting:
     default: str
     help: str
     secret: bool = False
+    provider: str = ""
+    """Whose it is (`gen_ai.provider.name`), where it is one provider's own."""
+
+
+class HasKeys(Protocol):
+    """What is asked of a provider here."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    prefix: ClassVar[str]
+    key_names: ClassVar[tuple[str, ...]]
+    base_url: ClassVar[str]
+    default_model: ClassVar[str]
+    default_model_setting: ClassVar[str]
+
+
+def of_provider(provider: HasKeys) -> tuple[Setting, ...]:
+    """The settings that every provider has: its key, where it is, its default model."""
+    name, title, (key, *others) = provider.name, provider.title, provider.key_names
+    also = "".join(f"; `{other}` is read too" for other in others)
+    prefix = "CLAUDE_PROXY_" + provider.prefix.strip("/").upper()
+    model = provider.default_model_setting or f"{prefix}_DEFAULT_MODEL"
+    return (
+        Setting(key, "key", parse.key, "", f"Provider key for {title}{also}.", True, name),
+        Setting(f"{prefix}_BASE_URL", "base_url", parse.base_url, provider.base_url, f"Where {title} is, without the version.", provider=name),
+        Setting(model, "default_model", parse.text, provider.default_model, f"Model of {title} that `/generate` and the like ask when the request names none.", provider=name),
+    )  # fmt: skip
 
 
 TABLE: tuple[Setting, ...] = (
     Setting("CLAUDE_PROXY_BIND", "bind", parse.bind, "127.0.0.1:8000", "Address to listen on. Anything but loopback needs client keys."),
     Setting("CLAUDE_PROXY_WORKERS", "workers", parse.count(1, 64), "1", "Worker processes."),
     Setting("CLAUDE_PROXY_LOG_LEVEL", "log_level", parse.choice("debug", "info", "warning", "error"), "info", "Least severe log line written."),
-    Setting("ANTHROPIC_API_KEY", "anthropic_api_key", parse.key, "", "Provider key for Claude; `CLAUDE_API_KEY` is read too.", True),
-    Setting("CLAUDE_PROXY_ANTHROPIC_BASE_URL", "anthropic_base_url", parse.base_url, "https://api.anthropic.com", "Where Claude is, without `/v1`."),
     Setting("CLAUDE_PROXY_CREDENTIALS", "credentials", parse.choice("", "inject", "pass"), "", "`inject`: send the provider key instead of the client's credential; `pass`: forward the client's own. Empty: `inject` if there is a key."),
     Setting("CLAUDE_PROXY_CLIENT_KEYS", "client_keys", parse.client_keys, "", "Who may come in: `NAME:SHA256` entries, separated by spaces, commas or lines. Make one with `claude-proxy key NAME`.", True),
     Setting("CLAUDE_PROXY_METRICS_TOKEN", "metrics_token", parse.key, "", "Bearer token that `/metrics` asks for. Empty: open on loopback, closed elsewhere.", True),
-    Setting("CLAUDE_PROXY_DEFAULT_MODEL", "default_model", parse.text, "claude-opus-5-5", "Model of `/generate` and `/batch_generate` when the request names none."),
     Setting("CLAUDE_PROXY_BATCH_CONCURRENCY", "batch_concurrency", parse.count(1, 1000), "8", "Calls that one `/batch_generate` has under way at a time."),
     Setting("CLAUDE_PROXY_BATCH_MAX_PROMPTS", "batch_max_prompts", parse.count(1, 100_000), "1000", "Longest list of prompts that `/batch_generate` takes."),
     Setting("CLAUDE_PROXY_CONNECT_TIMEOUT", "connect_timeout", parse.seconds, "5", "Seconds to get a connection to the provider."),
@@ -43,6 +67,9 @@ TABLE: tuple[Setting, ...] = (
     Setting("CLAUDE_PROXY_FALLBACKS", "fallbacks", parse.fallbacks, "", "Stand-ins for models that are overloaded or out of quota: `MODEL=STAND_IN,STAND_IN` entries separated by semicolons. The answer's `x-claude-proxy-model` says who spoke."),
     Setting("CLAUDE_PROXY_CACHE_TTL", "cache_ttl", parse.count(0, 86_400), "0", "Seconds that an answer may be given again to the same client for exactly the same request; per worker. 0: no cache. A client's `cache-control: no-cache` goes past it."),
     Setting("CLAUDE_PROXY_CACHE_BYTES", "cache_bytes", parse.count(1_000_000, 10_000_000_000), "64000000", "Bytes of answers that a worker keeps at most; one answer at most an eighth."),
+    Setting("CLAUDE_PROXY_LEDGER", "ledger", parse.text, "", "Directory of the journals and the ledger (`ledger.db`): every call with its tokens and cost. Empty: `$XDG_STATE_HOME/claude-proxy` or `~/.local/state/claude-proxy`. `off`: none."),
+    Setting("CLAUDE_PROXY_LEDGER_KEEP_DAYS", "ledger_keep_days", parse.count(2, 36_500), "400", "Days that single calls stay in the ledger; the sums by day stay for ever."),
+    Setting("CLAUDE_PROXY_PRICES_FILE", "prices_file", parse.file, "", "JSON file with your own prices, which win over the public list: `{\"provider/model\": {\"input\": USD per million, \"output\": …}}`."),
     Setting("CLAUDE_PROXY_GRACEFUL_TIMEOUT", "graceful_timeout", parse.count(4, 3600), "30", "Seconds that open streams get to finish after SIGTERM; the last three are for ending the rest in-band."),
     Setting("CLAUDE_PROXY_KEEPALIVE", "keepalive", parse.count(1, 3600), "75", "Seconds an idle client connection is kept."),
     Setting("OTEL_SERVICE_NAME", "service_name", parse.text, "claude-proxy", "`service.name` of the spans."),
@@ -57,4 +84,4 @@ TABLE: tuple[Setting, ...] = (
     Setting("HTTPS_PROXY", "proxy", parse.url, "", "Forward proxy to the provider; `HTTP_PROXY` and `NO_PROXY` are honoured too."),
     Setting("SSL_CERT_FILE", "ca_file", parse.ca_file, "", "CA bundle for the provider's certificate. Empty: certifi's."),
 )  # fmt: skip
-"""Every setting, in the order of the README."""
+"""Every setting but the providers' own, in the order of the README."""

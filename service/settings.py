@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import difflib
 import os
-import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
-from service import parse
+from service import parse, setting_rows
 from service.errors import SettingsError
 from service.parse import ClientKey as ClientKey
 from service.parse import is_loopback as is_loopback
-from service.setting_rows import TABLE as TABLE
 from service.setting_rows import Setting as Setting
+from service.upstream.provider import Provider
+from service.upstream.providers import PROVIDERS
 
 PREFIX = "CLAUDE_PROXY_"
 
@@ -27,7 +26,22 @@ PREFIX = "CLAUDE_PROXY_"
 os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http")
 
 
-ALIASES = {"ANTHROPIC_API_KEY": ("CLAUDE_API_KEY",)}
+def table(providers: Sequence[Provider] = PROVIDERS) -> tuple[Setting, ...]:
+    """Every setting of a gateway that speaks to these providers, in the order of the README."""
+    return (*(row for provider in providers for row in setting_rows.of_provider(provider)), *setting_rows.TABLE)
+
+
+TABLE = table()
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """One provider's own settings; `key` is empty where there is none, `proxy` None where it is reached directly."""
+
+    base_url: str
+    default_model: str
+    key: str = field(repr=False)
+    proxy: str | None = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +51,9 @@ class Settings:
     bind: str
     workers: int
     log_level: str
-    anthropic_base_url: str
+    upstreams: Mapping[str, Upstream]
+    """By the provider's name."""
     credentials: Literal["inject", "pass"]
-    default_model: str
     batch_concurrency: int
     batch_max_prompts: int
     connect_timeout: float
@@ -52,6 +66,10 @@ class Settings:
     fallbacks: dict[str, tuple[str, ...]]
     cache_ttl: int
     cache_bytes: int
+    ledger: Path | None
+    """None: there is none."""
+    ledger_keep_days: int
+    prices_file: Path | None
     graceful_timeout: int
     keepalive: int
     service_name: str
@@ -64,8 +82,8 @@ class Settings:
     export_queue: int
     capture_content: str
     ca_file: str
-    proxy: str | None = field(repr=False)
-    anthropic_api_key: str = field(repr=False)
+    proxy: str = field(repr=False)
+    """HTTPS_PROXY as it stands; what it means for each provider is in `upstreams`."""
     client_keys: tuple[ClientKey, ...] = field(repr=False)
     metrics_token: str = field(repr=False)
 
@@ -77,17 +95,29 @@ class Settings:
 
 def names_a_provider(env: Mapping[str, str]) -> bool:
     """Whether the environment says anything about which provider to use, or with whose key."""
-    names = ("ANTHROPIC_API_KEY", "CLAUDE_API_KEY", "CLAUDE_PROXY_CREDENTIALS", "CLAUDE_PROXY_ANTHROPIC_BASE_URL")
+    names = {name for provider in PROVIDERS for name in provider.key_names} | {"CLAUDE_PROXY_CREDENTIALS"}
+    names |= {row.name for row in TABLE if row.attribute == "base_url"}
     return any(env.get(name) or env.get(f"{name}_FILE") for name in names)
 
 
-def load(environ: Mapping[str, str] | None = None) -> Settings:
+def simulated(address: str) -> dict[str, str]:
+    """The environment with which every provider is the simulator at `address`."""
+    found = {provider.key_names[0]: "sk-ant-simulated" for provider in PROVIDERS}
+    rows = {row.provider: row.name for row in TABLE if row.attribute == "base_url"}
+    return found | {rows[each.name]: address + ("" if each.bare else each.prefix) for each in PROVIDERS}
+
+
+def load(environ: Mapping[str, str] | None = None, providers: Sequence[Provider] = PROVIDERS) -> Settings:
     """Read and check every setting. Raises `SettingsError` that names the variable."""
     env = os.environ if environ is None else environ
-    _refuse_unknown(env)
-    values: dict[str, Any] = {row.attribute: _value(row, env) for row in TABLE}
-    values["proxy"] = _proxy(values["proxy"], values["anthropic_base_url"], env)
-    values["credentials"] = _credentials(values)
+    rows = table(providers)
+    _refuse_unknown(env, rows)
+    aliases = {provider.key_names[0]: provider.key_names[1:] for provider in providers}
+    own = {(row.provider, row.attribute): _value(row, env, aliases.get(row.name, ())) for row in rows}
+    values: dict[str, Any] = {attribute: value for (provider, attribute), value in own.items() if not provider}
+    values["upstreams"] = {each.name: _upstream(each.name, own, values["proxy"], env) for each in providers}
+    values["ledger"] = _ledger(values["ledger"], env)
+    values["credentials"] = _credentials(values, providers)
     settings = Settings(**values)
     if not settings.loopback and not settings.client_keys:
         if not parse.resolves(settings.bind):
@@ -112,12 +142,17 @@ def overview(env: Mapping[str, str]) -> tuple[dict[str, str], str]:
 
 def _shown(row: Setting, env: Mapping[str, str], loaded: Settings | None) -> str:
     try:
-        value = getattr(loaded, row.attribute) if loaded else _value(row, env)
+        value = of_row(loaded, row) if loaded else _value(row, env)
     except SettingsError:
         return "not valid"
     if row.secret:
         return "set" if value else "not set"
     return parse.without_userinfo(str("" if value is None else value))
+
+
+def of_row(loaded: Settings, row: Setting) -> Any:
+    """The value in force of one row of the table."""
+    return getattr(loaded.upstreams[row.provider] if row.provider else loaded, row.attribute)
 
 
 class Environment:
@@ -179,28 +214,53 @@ class Environment:
             raise SettingsError(f"{self._file} is not valid: expected {error}.") from None
 
 
-def _credentials(values: Mapping[str, Any]) -> str:
-    chosen, key, clients = values["credentials"], values["anthropic_api_key"], values["client_keys"]
+def _upstream(name: str, own: Mapping[tuple[str, str], Any], https_proxy: str, env: Mapping[str, str]) -> Upstream:
+    base_url = own[name, "base_url"]
+    try:
+        proxy = parse.proxy(https_proxy, base_url, env)
+    except ValueError as error:
+        raise SettingsError(f"{error}.") from None
+    return Upstream(base_url, own[name, "default_model"], own[name, "key"], proxy)
+
+
+def _credentials(values: Mapping[str, Any], providers: Sequence[Provider]) -> str:
+    chosen, clients, upstreams = values["credentials"], values["client_keys"], values["upstreams"]
     if chosen == "pass" and clients:
         raise SettingsError(
             "CLAUDE_PROXY_CREDENTIALS=pass cannot go with CLAUDE_PROXY_CLIENT_KEYS: the incoming credential is then ours "
             "and is never forwarded. Unset one of them."
         )
-    if chosen != "pass" and not key:
+    if chosen != "pass" and not any(upstream.key for upstream in upstreams.values()):
+        first, *others = (provider.key_names[0] for provider in providers)
         raise SettingsError(
-            "ANTHROPIC_API_KEY is empty: set it (or ANTHROPIC_API_KEY_FILE), or set CLAUDE_PROXY_CREDENTIALS=pass to forward "
-            "each client's own credential, or try `claude-proxy serve --simulate-without-key`."
+            f"{first} is empty: set it (or {first}_FILE, or {' or '.join(others)}), or set "
+            "CLAUDE_PROXY_CREDENTIALS=pass to forward each client's own credential, or try "
+            "`claude-proxy serve --simulate-without-key`."
         )
     return chosen or "inject"
 
 
-def _value(row: Setting, env: Mapping[str, str]) -> Any:
+def _ledger(setting: str, env: Mapping[str, str]) -> Path | None:
+    if setting == "off":
+        return None
+    try:
+        if setting:
+            return Path(setting).expanduser()
+        state = Path(env.get("XDG_STATE_HOME", ""))
+        return (state if state.is_absolute() else Path.home() / ".local" / "state") / "claude-proxy"
+    except RuntimeError:
+        raise SettingsError(
+            "CLAUDE_PROXY_LEDGER names no directory, and this user has no home: name one, or off."
+        ) from None
+
+
+def _value(row: Setting, env: Mapping[str, str], aliases: Sequence[str] = ()) -> Any:
     name, text = row.name, env.get(row.name, "")
-    for alias in ALIASES.get(row.name, ()):
+    for alias in aliases:
         if not text and env.get(alias):
             name, text = alias, env[alias]
     if row.secret:
-        for candidate in (row.name, *ALIASES.get(row.name, ())):
+        for candidate in (row.name, *aliases):
             if path := env.get(f"{candidate}_FILE"):
                 if text:
                     raise SettingsError(f"{name} and {candidate}_FILE are both set: keep one.")
@@ -231,27 +291,10 @@ def _read(name: str, path: str) -> str:
     return text
 
 
-def _refuse_unknown(env: Mapping[str, str]) -> None:
-    known = {row.name for row in TABLE} | {f"{row.name}_FILE" for row in TABLE if row.secret}
+def _refuse_unknown(env: Mapping[str, str], rows: Sequence[Setting]) -> None:
+    known = {row.name for row in rows} | {f"{row.name}_FILE" for row in rows if row.secret}
     for name in env:
         if name.startswith(PREFIX) and name not in known:
             close = difflib.get_close_matches(name, known, 1)
             hint = f" Did you mean {close[0]}?" if close else " `claude-proxy check` lists all settings."
             raise SettingsError(f"{name} is not a setting.{hint}")
-
-
-def _proxy(https_proxy: str, base_url: str, env: Mapping[str, str]) -> str | None:
-    """The forward proxy for the provider, or None: HTTPS_PROXY or HTTP_PROXY by scheme, unless NO_PROXY names the host."""
-    parts = urlsplit(base_url)
-    upper = {key.lower(): value for key, value in env.items() if key.lower().endswith("_proxy")}
-    name = "HTTPS_PROXY" if parts.scheme == "https" else "HTTP_PROXY"
-    proxy = (https_proxy if name == "HTTPS_PROXY" else "") or upper.get(name.lower())
-    bypass = {"no": upper.get("no_proxy", "")}
-    if not proxy or is_loopback(parts.hostname or ""):
-        return None
-    if urllib.request.proxy_bypass_environment(parts.netloc, bypass):  # type: ignore[attr-defined]
-        return None
-    try:
-        return parse.url(proxy)
-    except ValueError as error:
-        raise SettingsError(f"{name} is not valid: expected {error}.") from None

@@ -42,10 +42,10 @@ def test_a_load_reads_the_env_file_anew_and_the_environment_wins(
     file.write_text("ANTHROPIC_API_KEY=first\nCLAUDE_PROXY_WORKERS=9\nOTEL_EXPORTER_OTLP_HEADERS=a=b\n")
     source = settings.Environment(file, required=True)
     loaded = source.load()
-    assert (loaded.anthropic_api_key, loaded.workers) == ("first", 2)
+    assert (loaded.upstreams["anthropic"].key, loaded.workers) == ("first", 2)
     assert os.environ["OTEL_EXPORTER_OTLP_HEADERS"] == "a=b"
     file.write_text("ANTHROPIC_API_KEY=second\n")
-    assert source.load().anthropic_api_key == "second"
+    assert source.load().upstreams["anthropic"].key == "second"
     assert os.environ == {"CLAUDE_PROXY_WORKERS": "2", "ANTHROPIC_API_KEY": "second"}
     for bad in ("CLAUDE_PROXY_WORKER=1", "ANTHROPIC_API_KEY=x\nCLAUDE_PROXY_BIND=127.0.0.1:1", "word"):
         file.write_text(bad)
@@ -54,4 +54,4 @@ def test_a_load_reads_the_env_file_anew_and_the_environment_wins(
         assert os.environ == {"CLAUDE_PROXY_WORKERS": "2", "ANTHROPIC_API_KEY": "second"}
     source.override(ANTHROPIC_API_KEY="simulated")
     file.write_text("ANTHROPIC_API_KEY=third\n")
-    assert source.load().anthropic_api_key == os.environ["ANTHROPIC_API_KEY"] == "simulated"
+    assert source.load().upstreams["anthropic"].key == os.environ["ANTHROPIC_API_KEY"] == "simulated"

@@ -23,17 +23,19 @@ def _refused(**environ: str) -> str:
 
 
 def test_every_row_of_the_table_is_a_field_of_the_settings_and_the_other_way_round() -> None:
-    assert sorted(row.attribute for row in settings.TABLE) == sorted(
-        f.name for f in dataclasses.fields(settings.Settings)
-    )
+    fields = {f.name for f in dataclasses.fields(settings.Settings)} - {"upstreams"}
+    assert sorted(row.attribute for row in settings.TABLE if not row.provider) == sorted(fields)
+    of_a_provider = {f.name for f in dataclasses.fields(settings.Upstream)} - {"proxy"}
+    assert {row.attribute for row in settings.TABLE if row.provider} == of_a_provider
 
 
 def test_defaults_are_those_of_the_table() -> None:
     loaded = settings.load(KEY)
     for row in settings.TABLE:
         if row.default:
-            assert getattr(loaded, row.attribute) == row.parse(row.default), row.name
-    assert (loaded.credentials, loaded.proxy, loaded.client_keys, loaded.metrics_token) == ("inject", None, (), "")
+            assert settings.of_row(loaded, row) == row.parse(row.default), row.name
+    assert (loaded.credentials, loaded.client_keys, loaded.metrics_token) == ("inject", (), "")
+    assert {upstream.proxy for upstream in loaded.upstreams.values()} == {None}
 
 
 def test_an_empty_variable_is_the_same_as_none() -> None:
@@ -123,7 +125,7 @@ def test_every_secret_can_come_from_a_file(row: settings.Setting, tmp_path: Path
     secret = f"alice:{SHA}" if row.attribute == "client_keys" else "s3cret"
     (tmp_path / "secret").write_text(secret + "\n")
     environ = {k: v for k, v in KEY.items() if k != row.name} | {f"{row.name}_FILE": str(tmp_path / "secret")}
-    assert getattr(settings.load(environ), row.attribute) == row.parse(secret)
+    assert settings.of_row(settings.load(({} if row.name in KEY else KEY) | environ), row) == row.parse(secret)
 
 
 @pytest.mark.parametrize("name", ["ANTHROPIC_API_KEY", "CLAUDE_PROXY_CLIENT_KEYS", "CLAUDE_PROXY_METRICS_TOKEN"])
@@ -162,9 +164,9 @@ def test_a_secret_and_its_file_together_are_refused(tmp_path: Path) -> None:
 
 def test_claude_api_key_is_read_where_anthropic_api_key_is_not_set(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("from-file")
-    assert settings.load({"CLAUDE_API_KEY": "other"}).anthropic_api_key == "other"
-    assert settings.load({"CLAUDE_API_KEY_FILE": str(tmp_path / "key")}).anthropic_api_key == "from-file"
-    assert settings.load(KEY | {"CLAUDE_API_KEY": "other"}).anthropic_api_key == KEY["ANTHROPIC_API_KEY"]
+    assert settings.load({"CLAUDE_API_KEY": "other"}).upstreams["anthropic"].key == "other"
+    assert settings.load({"CLAUDE_API_KEY_FILE": str(tmp_path / "key")}).upstreams["anthropic"].key == "from-file"
+    assert settings.load(KEY | {"CLAUDE_API_KEY": "other"}).upstreams["anthropic"].key == KEY["ANTHROPIC_API_KEY"]
     with pytest.raises(SettingsError, match=r"^CLAUDE_API_KEY is not valid"):
         settings.load({"CLAUDE_API_KEY": "a b"})
 
@@ -242,7 +244,7 @@ def test_repr_shows_no_secret(tmp_path: Path) -> None:
     shown = repr(loaded) + str(loaded) + repr(loaded.client_keys)
     for secret in ("sk-ant-secret", digest, "metrics-secret", "hunter2"):
         assert secret not in shown
-    assert loaded.proxy == "http://user:hunter2@proxy:3128"
+    assert loaded.upstreams["anthropic"].proxy == "http://user:hunter2@proxy:3128"
 
 
 HTTP_BASE = {"CLAUDE_PROXY_ANTHROPIC_BASE_URL": "http://claude.test:81"}
@@ -270,7 +272,7 @@ HTTP_BASE = {"CLAUDE_PROXY_ANTHROPIC_BASE_URL": "http://claude.test:81"}
 def test_the_proxy_is_chosen_by_scheme_unless_no_proxy_names_the_host(
     environ: dict[str, str], proxy: str | None
 ) -> None:
-    assert settings.load(KEY | environ).proxy == proxy
+    assert settings.load(KEY | environ).upstreams["anthropic"].proxy == proxy
 
 
 def test_a_malformed_proxy_variable_of_any_spelling_is_named() -> None:
@@ -292,7 +294,28 @@ def test_a_malformed_proxy_variable_of_any_spelling_is_named() -> None:
         ({"ANTHROPIC_API_KEY_FILE": "f"}, True),
         ({"CLAUDE_PROXY_CREDENTIALS": "pass"}, True),
         ({"CLAUDE_PROXY_ANTHROPIC_BASE_URL": "http://x"}, True),
+        ({"GOOGLE_API_KEY": "k"}, True),
+        ({"CLAUDE_PROXY_OPENAI_BASE_URL": "http://x"}, True),
     ],
 )
 def test_the_simulator_stands_in_only_where_nothing_names_a_provider(environ: dict[str, str], named: bool) -> None:
     assert settings.names_a_provider(environ) is named
+
+
+def test_any_providers_key_is_enough_to_start_and_googles_has_two_names() -> None:
+    loaded = settings.load({"GOOGLE_API_KEY": "g"})
+    assert {name: upstream.key for name, upstream in loaded.upstreams.items()} == {
+        "anthropic": "", "gcp.gemini": "g", "openai": "",
+    }  # fmt: skip
+    assert settings.load({"GEMINI_API_KEY": "g", "GOOGLE_API_KEY": "h"}).upstreams["gcp.gemini"].key == "g"
+    assert loaded.credentials == "inject"
+
+
+def test_the_simulator_is_every_provider_under_its_own_path() -> None:
+    loaded = settings.load(settings.simulated("http://127.0.0.1:1"))
+    assert [(name, upstream.base_url) for name, upstream in loaded.upstreams.items()] == [
+        ("anthropic", "http://127.0.0.1:1"),
+        ("gcp.gemini", "http://127.0.0.1:1/gemini"),
+        ("openai", "http://127.0.0.1:1/openai"),
+    ]
+    assert all(upstream.key for upstream in loaded.upstreams.values())

@@ -107,8 +107,10 @@ class Anthropic(Provider):
     models = MODELS
     request_id_header = "request-id"
     key_names = ("ANTHROPIC_API_KEY", "CLAUDE_API_KEY")
+    credential_headers = frozenset((b"x-api-key", b"authorization"))
     base_url = "https://api.anthropic.com"
     default_model = "claude-opus-5-5"
+    default_model_setting = "CLAUDE_PROXY_DEFAULT_MODEL"
 
     def stream_reader(
         self, clock: Callable[[], float], on_first_chunk: Callable[[], None], content_type: str, encoding: str

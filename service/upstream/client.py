@@ -6,7 +6,7 @@ costs: a second parse of the address, two context switches, attributes for metri
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -172,3 +172,24 @@ def _tell_answer(span: Span, received: Response) -> None:
         if (value := headers.get(header)) is not None:
             attributes[attribute] = value
     span.set_attributes(attributes)
+
+
+class Clients:
+    """The pools of all providers, by name."""
+
+    def __init__(self, by_name: Mapping[str, Client], idle_timeout: float) -> None:
+        self._by_name = by_name
+        self.idle_timeout = idle_timeout
+
+    def __getitem__(self, name: str) -> Client:
+        return self._by_name[name]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is any pool: each is made at its first request."""
+        return any(client.is_open for client in self._by_name.values())
+
+    async def aclose(self) -> None:
+        """Close them all."""
+        for client in self._by_name.values():
+            await client.aclose()

@@ -110,6 +110,7 @@ class Gemini(Provider):
     models = MODELS
     request_id_header = "x-goog-request-id"  # not documented, and mostly not there
     key_names = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
+    credential_headers = frozenset((b"x-goog-api-key", b"authorization"))
     base_url = "https://generativelanguage.googleapis.com"
     default_model = "gemini-3.8-flash"
     operation = "generate_content"

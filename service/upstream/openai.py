@@ -93,6 +93,7 @@ class OpenAI(Provider):
     models = MODELS
     request_id_header = "x-request-id"
     key_names = ("OPENAI_API_KEY",)
+    credential_headers = frozenset((b"authorization",))
     base_url = "https://api.openai.com"
     default_model = "gpt-6.1-sol"
 

@@ -212,10 +212,14 @@ class Provider(ABC):
     """Answer header with the provider's id of the request."""
     key_names: ClassVar[tuple[str, ...]]
     """Variables that hold our key, the first one the main one."""
+    credential_headers: ClassVar[frozenset[bytes]]
+    """Request headers with which a client opens it: where clients bring their own, no other provider's goes there."""
     base_url: ClassVar[str]
     """Where the API is, without the version."""
     default_model: ClassVar[str]
     """Of `/generate` when the request names none."""
+    default_model_setting: ClassVar[str] = ""
+    """The variable for it, where it has a name of its own."""
     operation: ClassVar[str] = "chat"
     """`gen_ai.operation.name` of its inference."""
 

@@ -18,6 +18,7 @@ from flask import Flask, Response, request
 
 from service.errors import Draining
 from service.lifetime import Ending, absorb_cancellation
+from service.web.auth import take_key_from_query
 from service.web.channel import Channel
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class LoopFlask(Flask):
         """As Flask's, but the context is popped when the returned body is closed: spans and teardown cover the stream."""
         if environ["REQUEST_METHOD"] not in _METHODS:
             environ["REQUEST_METHOD"] = "_OTHER"  # no route takes it, and the stock metrics make a label of it
+        take_key_from_query(environ)
         context = self.request_context(environ)
         error: BaseException | None = None
         try:

@@ -1,14 +1,12 @@
-"""Claude's own routes: bytes through in both directions, with only the credential and the trace context changed."""
+"""The providers' own routes: bytes through in both directions, with only the credential and the trace context changed."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
-from urllib.parse import unquote
 
 import msgspec
 from flask import Flask, Response, g, request
@@ -17,126 +15,77 @@ from observability.catalog import OTHER, Attr
 from service.account.exchange import Call, Exchange
 from service.errors import BadRequest, LengthTooLarge
 from service.pipeline import Pipeline
-from service.upstream import anthropic
 from service.upstream.client import Prepared
-from service.web import links, reply
-from service.web.auth import CREDENTIAL_HEADERS, Caller
+from service.upstream.provider import Asked, Provider, Route
+from service.web import links, reply, routes
+from service.web.auth import CREDENTIAL_HEADERS, Caller, Headers
 from service.web.channel import Channel, RawHeaders
 
 T = TypeVar("T")
-MB = 1024 * 1024
-PREFIX = "/anthropic"
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One path of the API. `limit` bounds the body in bytes (the API's own limits); `operation` is set for inference.
-
-    `streamed`: the body is passed through as it comes, never held, so it can be sent only once. `large`: so is the answer.
-    `links`: the answer says where results are, and that must be here.
-    """
-
-    rule: str
-    methods: tuple[str, ...]
-    limit: int = 0
-    operation: str | None = None
-    peeks: bool = False
-    streamed: bool = False
-    large: bool = False
-    links: bool = False
-
-
-ROUTES = (
-    Route("/v1/messages", ("POST",), 32 * MB, operation="chat", peeks=True),
-    Route("/v1/messages/count_tokens", ("POST",), 32 * MB, peeks=True),
-    Route("/v1/messages/batches", ("GET", "POST"), 256 * MB, streamed=True, links=True),
-    Route("/v1/messages/batches/<batch_id>", ("GET", "DELETE"), links=True),
-    Route("/v1/messages/batches/<batch_id>/cancel", ("POST",), MB, links=True),
-    Route("/v1/messages/batches/<batch_id>/results", ("GET",), large=True),
-    Route("/v1/models", ("GET",)),
-    Route("/v1/models/<model_id>", ("GET",)),
-    Route("/v1/files", ("GET", "POST"), 500 * MB, streamed=True),
-    Route("/v1/files/<file_id>", ("GET", "DELETE")),
-    Route("/v1/files/<file_id>/content", ("GET",), large=True),
-)
-
-RULES = frozenset(prefix + route.rule for route in ROUTES for prefix in ("", PREFIX))
-"""Every rule served here: values of the `http_route` label."""
 
 _NOT_FORWARDED = {b"host", b"expect", b"content-length", b"traceparent", b"tracestate", b"baggage"}
 
 
-_PLAIN = re.compile(r"(?!\.{1,2}$)[^/\\\x00-\x1f\x7f]+")
-"""A path segment, decoded: no separator, no step up, no control character."""
-
-
-class _Peek(msgspec.Struct):
-    """The only fields of a body that are decoded here."""
-
-    model: str
-    stream: bool = False
-    max_tokens: int | None = None
-
-
-def register(app: Flask, pipeline: Pipeline, first_byte_timeout: float) -> None:
-    """Add every native route to `app`, once bare and once under `/anthropic`."""
-    native = Native(pipeline, first_byte_timeout)
-    for route in ROUTES:
-        for prefix in ("", PREFIX):
-            app.add_url_rule(
-                prefix + route.rule,
-                endpoint=f"native{prefix}{route.rule}",
-                view_func=native.view(route),
-                methods=list(route.methods),
-            )
+def register(
+    app: Flask, providers: Sequence[Provider], pipelines: Mapping[str, Pipeline], first_byte_timeout: float
+) -> None:
+    """Add every native route of every provider to `app`; `pipelines` are keyed by the provider's name."""
+    app.extensions[routes.KEY] = providers
+    for rule, provider, route in routes.served(providers):
+        native = Native(provider, pipelines[provider.name], first_byte_timeout)
+        app.add_url_rule(rule, endpoint=f"native{rule}", view_func=native.view(route), methods=list(route.methods))
 
 
 class Native:
-    """The views."""
+    """The views of one provider."""
 
-    def __init__(self, pipeline: Pipeline, first_byte_timeout: float) -> None:
+    def __init__(self, provider: Provider, pipeline: Pipeline, first_byte_timeout: float) -> None:
+        self._provider = provider
         self._pipeline = pipeline
         self._first_byte_timeout = first_byte_timeout
 
     def view(self, route: Route) -> Callable[..., Awaitable[Response]]:
         """The view of one route."""
 
-        async def view(**_path: str) -> Response:
-            return await self._forward(route)
+        async def view(**path: str) -> Response:
+            return await self._forward(route, path.get("model"))
 
         return view
 
-    async def _forward(self, route: Route) -> Response:
+    async def _forward(self, route: Route, model: str | None) -> Response:
         channel, exchange = Channel.of(request.environ), reply.current_exchange()
-        exchange.provider = anthropic.NAME
-        body, peek = await self._body(route, channel)
-        exchange.model = None if peek is None else _shown(peek.model)
-        exchange.streaming = bool(peek and peek.stream)
-        call = self._open(exchange, route, peek, channel)
+        exchange.provider = self._provider.name
+        credential = admitted().credential(self._provider)
+        body, asked = await self._body(route, channel)
+        model = model or (asked.model if asked is not None else None)
+        exchange.model = None if model is None else _shown(model)
+        exchange.streaming = route.streams or bool(asked and asked.stream)
+        call = self._open(exchange, route, asked, channel)
         prepared = Prepared(
             request.method,
-            upstream_target(channel.target),
-            forwarded(channel.headers, admitted(), plain=exchange.streaming or route.links, body=body),
+            routes.upstream_target(channel.target, self._provider),
+            forwarded(channel.headers, credential, plain=exchange.streaming or route.links, body=body),
             body,
             first_byte_timeout(channel.headers, self._first_byte_timeout),
         )
         answer = await self._pipeline.run(exchange, call, prepared, large=route.large)
-        if route.links and (base := links.base_url(channel.headers, request.scheme, _prefix(channel.target))):
+        prefix = routes.prefix_of(channel.target, self._provider)
+        if route.links and (base := links.base_url(channel.headers, request.scheme, prefix)):
             answer = await links.lead_back(answer, base)
         return reply.passed_on(answer, exchange)
 
-    async def _body(self, route: Route, channel: Channel) -> tuple[bytes | AsyncIterator[bytes], _Peek | None]:
+    async def _body(self, route: Route, channel: Channel) -> tuple[bytes | AsyncIterator[bytes], Asked | None]:
         if route.streamed and request.method == "POST":
             channel.check_length(route.limit)
             return channel.stream(route.limit), None
         body = await channel.read(route.limit)
-        return body, await _peek(body, channel.headers, route.limit) if route.peeks else None
+        return body, None if route.asks is None else await _peek(body, channel.headers, route.limit, route.asks)
 
-    def _open(self, exchange: Exchange, route: Route, peek: _Peek | None, channel: Channel) -> Call:
+    def _open(self, exchange: Exchange, route: Route, asked: Asked | None, channel: Channel) -> Call:
         attributes: dict[str, str | int | None] = {**_claude_code(channel.headers)}
-        attributes[Attr.REQUEST_MAX_TOKENS] = None if peek is None else peek.max_tokens
+        attributes[Attr.REQUEST_MAX_TOKENS] = None if asked is None else asked.max_tokens
         return exchange.open_call(
-            anthropic.NAME, route.operation, exchange.model, streaming=exchange.streaming, attributes=attributes
+            self._provider.name, route.operation, exchange.model, streaming=exchange.streaming, attributes=attributes
         )
 
 
@@ -148,7 +97,7 @@ def admitted() -> Caller:
 
 
 def forwarded(
-    headers: RawHeaders, caller: Caller, *, plain: bool, body: bytes | AsyncIterator[bytes]
+    headers: RawHeaders, credential: Headers, *, plain: bool, body: bytes | AsyncIterator[bytes]
 ) -> list[tuple[bytes, bytes]]:
     """The headers that go up: the client's, less its connection's, its trace context and its credential, plus ours.
 
@@ -162,22 +111,7 @@ def forwarded(
         out.append((b"accept-encoding", b"gzip" if _takes_gzip(accepted) and not plain else b"identity"))
     if not isinstance(body, bytes):
         out += [(k, v) for k, v in headers if k == b"content-length"]
-    return [*out, *caller.credential]
-
-
-def upstream_target(target: str) -> str:
-    """Path and query as they go up: as written, less our prefix. Raises `BadRequest` for a path that is not plainly one
-    under `/v1/`: routes match what is decoded, and only what is written may decide where our credential goes."""
-    path, mark, query = target.removeprefix(_prefix(target)).partition("?")
-    first, *segments = path.split("/")[1:] if path.startswith("/") else [""]
-    plain = all(_PLAIN.fullmatch(unquote(s)) for s in (segments[:-1] if segments and not segments[-1] else segments))
-    if first != "v1" or not segments or not plain or "#" in target:
-        raise BadRequest("the path is not one of the API's, plainly written", field="path")
-    return path + mark + query
-
-
-def _prefix(target: str) -> str:
-    return PREFIX if target.startswith(PREFIX + "/") else ""
+    return [*out, *credential]
 
 
 def _takes_gzip(accepted: bytes) -> bool:
@@ -190,22 +124,23 @@ def _takes_gzip(accepted: bytes) -> bool:
 
 
 def first_byte_timeout(headers: RawHeaders, ours: float) -> float:
-    """Seconds to wait for the answer's headers: ours, never longer than the client's own `x-stainless-timeout`."""
-    text = next((v for k, v in headers if k == b"x-stainless-timeout"), b"")
+    """Seconds to wait for the answer's headers: ours, never longer than the client's own `x-stainless-timeout` (the SDKs of
+    Anthropic and OpenAI) or `x-server-timeout` (Google's)."""
+    given = [v for k, v in headers if k in (b"x-stainless-timeout", b"x-server-timeout")]
     try:
-        theirs = float(text)
+        theirs = [float(text) for text in given]
     except ValueError:
         return ours
-    return min(ours, theirs) if theirs > 0 else ours
+    return min([ours, *(seconds for seconds in theirs if seconds > 0)])
 
 
-async def _peek(body: bytes, headers: RawHeaders, limit: int) -> _Peek | None:
-    """Model and stream flag of a JSON body. None when it is compressed in a way we cannot read: the provider will tell."""
+async def _peek(body: bytes, headers: RawHeaders, limit: int, asks: type[Asked]) -> Asked | None:
+    """What is read of a JSON body. None when it is compressed in a way we cannot read: the provider will tell."""
     encoding = next((v.strip().lower() for k, v in headers if k == b"content-encoding"), b"identity")
     if encoding == b"gzip":
         # However short it is, it may hold a thousand times as much: not on the loop.
-        return await asyncio.to_thread(lambda: decode(_inflated(body, limit), _Peek))
-    return decode(body, _Peek) if encoding == b"identity" else None
+        return await asyncio.to_thread(lambda: decode(_inflated(body, limit), asks))
+    return decode(body, asks) if encoding == b"identity" else None
 
 
 def _inflated(body: bytes, limit: int) -> bytes:

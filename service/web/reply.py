@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -11,7 +12,10 @@ from flask import Response, g
 from service.account.exchange import Exchange
 from service.answer import Answer
 from service.errors import GatewayError
+from service.pipeline import said
+from service.upstream.provider import Said
 from service.web.flask_loop import Stream, StreamedResponse
+from service.web.routes import speaker
 
 HOP_BY_HOP = frozenset(
     (
@@ -58,7 +62,7 @@ def own_json(value: Any, status: int = 200) -> Response:
 def own_error(error: GatewayError) -> Response:
     """An error of ours in the provider's shape, so that SDKs parse it; `details` has the trace id and the field."""
     exchange = g.get("exchange")
-    response = own_json(error_body(error, exchange), error.status)
+    response = own_json(speaker().error_body(told(error, exchange)), error.status)
     if exchange is not None:
         response.headers["request-id"] = exchange.request_id  # where SDKs look for it
     for name, value in error.headers.items():
@@ -68,20 +72,10 @@ def own_error(error: GatewayError) -> Response:
     return response
 
 
-def error_body(error: GatewayError, exchange: Exchange | None) -> dict[str, Any]:
-    """The wire form of an error."""
-    details: dict[str, Any] = {"source": error.source}
-    if exchange is not None:
-        details["trace_id"] = exchange.trace_id
-    if error.field is not None:
-        details["field"] = error.field
-    body: dict[str, Any] = {"type": error.type, "message": error.message, "details": details}
-    return {"type": "error", "error": body, "request_id": exchange.request_id if exchange is not None else None}
-
-
-def error_event(error: GatewayError, exchange: Exchange) -> bytes:
-    """The same as an SSE event: after the first byte nothing can become a status any more."""
-    return b"event: error\ndata: " + msgspec.json.encode(error_body(error, exchange)) + b"\n\n"
+def told(error: GatewayError, exchange: Exchange | None) -> Said:
+    """An error of ours as a provider is to write it; Google's clients look for the time to come back in the body."""
+    seconds = error.headers.get("retry-after", "")
+    return replace(said(error, exchange), retry_after=float(seconds) if seconds.isdigit() else None)
 
 
 async def drained(body: Stream) -> bytes:

@@ -110,8 +110,8 @@ def test_every_variable_of_the_gateway_is_a_setting() -> None:
 )
 def test_the_gateway_accepts_the_environment_that_compose_gives_it(variables: dict[str, str], upstream: str) -> None:
     loaded = settings.load(environment("gateway", variables))
-    assert loaded.anthropic_base_url == upstream
-    assert loaded.anthropic_api_key
+    assert loaded.upstreams["anthropic"].base_url == upstream
+    assert loaded.upstreams["anthropic"].key
     assert not loaded.loopback
 
 

@@ -11,8 +11,8 @@ from contextlib import ExitStack, contextmanager
 import httpx
 import pytest
 
+from service.upstream.anthropic import Anthropic
 from service.web.auth import hash_key
-from service.web.native import ROUTES
 from tests.support import canaries, claude
 from tests.support.canaries import BARE, CLIENT_KEY, FILE, PATH_KEY, PLAYS, PROMPT, QUERY, SYSTEM, WRONG_KEY, Search
 from tests.support.otlp import OtlpSink
@@ -117,7 +117,7 @@ def every_route(stage: Stage) -> None:
     """Each route, well and badly answered, with a key in its path and in its query."""
     for play in ("ok", "broken"):
         stage.upstream.script = PLAYS[play]
-        for route in ROUTES:
+        for route in Anthropic.routes:
             for prefix in ("", "/anthropic"):
                 for part in (PATH_KEY, BARE) if "<" in route.rule else ("",):
                     target = prefix + "/".join(part if p.startswith("<") else p for p in route.rule.split("/"))

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from service.upstream.anthropic import Request
 from service.web import native
 from tests.support import claude
 from tests.support.scene import Scene, scene
@@ -71,7 +72,7 @@ def test_a_packed_body_is_inflated_and_decoded_off_the_loop(monkeypatch: pytest.
             return real(*args)
 
         monkeypatch.setattr(native, name, spy)
-    peek = asyncio.run(native._peek(padded(1000), [(b"content-encoding", b"gzip")], MB))
+    peek = asyncio.run(native._peek(padded(1000), [(b"content-encoding", b"gzip")], MB, Request))
     assert peek is not None
     assert peek.model == claude.ASKED["model"]
     assert len(threads) == 2

@@ -13,9 +13,10 @@ from observability import catalog
 from observability.catalog import Type
 from service import settings
 from service.app import create_gateway
-from service.web.native import PREFIX
+from service.upstream.anthropic import Anthropic
 from service.web.ops import RULES as OPERATORS
 
+_PREFIX = Anthropic.prefix
 README = Path(__file__).parents[2] / "README.md"
 _REGION = re.compile(r"(<!-- table:([a-z]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
@@ -34,9 +35,9 @@ def routes_table() -> str:
     methods = _url_map()
     rows = []
     for rule, names in methods.items():
-        if rule.startswith(PREFIX + "/"):
+        if rule.startswith(_PREFIX + "/"):
             continue
-        twin = f"`{PREFIX}{rule}`" if methods.get(PREFIX + rule) == names else ""
+        twin = f"`{_PREFIX}{rule}`" if methods.get(_PREFIX + rule) == names else ""
         rows.append((f"`{rule}`", ", ".join(names), twin))
     return _table(("route", "methods", "also as"), rows)
 

@@ -18,7 +18,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from observability.start import Telemetry, start
 from observability.tracing import Options
 from service.app import ROUTES
-from service.upstream.anthropic import MODELS
+from service.upstream.providers import PROVIDERS, models_of
 
 AT_START = ("claude_proxy_build_info", "claude_proxy_telemetry_")
 """Families that stand there before anything has happened."""
@@ -73,7 +73,7 @@ def telemetry(log_level: str = "info") -> Iterator[Told]:
         traces=Options(),
         log_level=log_level,
         routes=ROUTES,
-        models=MODELS,
+        models=models_of(PROVIDERS),
         clients=frozenset({"alice"}),
         stdout=writing,
     )

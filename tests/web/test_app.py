@@ -238,12 +238,12 @@ def test_the_metrics_token_opens_the_metrics(open_stage: Open) -> None:
 
 
 def test_a_bug_of_ours_is_a_500_that_says_nothing_of_its_cause(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    from service.web import generate
+    from service.web import ask
 
     def broken(*_: object) -> None:
         raise RuntimeError("s3cret")
 
-    monkeypatch.setattr(generate, "decode", broken)
+    monkeypatch.setattr(ask, "decode", broken)
     response = stage.post("/generate", {"prompt": "x"})
     assert (response.status_code, _error(response)["type"]) == (500, "api_error")
     assert "s3cret" not in response.text

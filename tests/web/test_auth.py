@@ -5,15 +5,19 @@ from __future__ import annotations
 import hmac
 
 import pytest
+from werkzeug.test import EnvironBuilder
 
 from service import settings
-from service.errors import Unauthenticated
+from service.errors import NotFound, Unauthenticated
+from service.upstream.providers import PROVIDERS
 from service.web import auth
-from service.web.auth import Gate, hash_key
+from service.web.auth import Gate, hash_key, take_key_from_query
+from service.web.channel import Channel
 
 ALICE, BOB = "cpk-alice", "cpk-bob"
 KEYS = f"alice:{hash_key(ALICE)} bob:{hash_key(BOB)}"
-PROVIDER = ((b"x-api-key", b"sk-provider"),)
+CLAUDE, GEMINI, OPENAI = PROVIDERS
+OURS = ((b"x-api-key", b"sk-provider"),)
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -34,7 +38,7 @@ def _gate(**environ: str) -> Gate:
 )
 def test_a_client_key_is_taken_from_x_api_key_before_bearer(headers: Headers, name: str) -> None:
     caller = _gate(CLAUDE_PROXY_CLIENT_KEYS=KEYS).admit(headers)
-    assert (caller.name, caller.credential) == (name, PROVIDER)
+    assert (caller.name, caller.credential(CLAUDE)) == (name, OURS)
 
 
 @pytest.mark.parametrize(
@@ -78,13 +82,13 @@ def test_every_entry_is_compared_in_constant_time_whichever_matches(monkeypatch:
 def test_without_client_keys_the_provider_key_replaces_whatever_came() -> None:
     for headers in ([], [(b"x-api-key", b"theirs")], [(b"authorization", b"Bearer theirs")]):
         caller = _gate().admit(headers)
-        assert (caller.name, caller.credential) == (None, PROVIDER)
+        assert (caller.name, caller.credential(CLAUDE)) == (None, OURS)
 
 
 def test_passing_on_forwards_every_credential_header_as_it_came() -> None:
     headers = [(b"x-api-key", b"theirs"), (b"accept", b"*/*"), (b"authorization", b"Bearer too")]
     caller = _gate(CLAUDE_PROXY_CREDENTIALS="pass").admit(headers)
-    assert caller.credential == ((b"x-api-key", b"theirs"), (b"authorization", b"Bearer too"))
+    assert caller.credential(CLAUDE) == ((b"x-api-key", b"theirs"), (b"authorization", b"Bearer too"))
 
 
 def test_a_caller_shows_no_credential() -> None:
@@ -111,4 +115,43 @@ def test_metrics_are_open_on_loopback_only_and_a_token_closes_them_there_too(
 
 def test_passing_on_keeps_back_the_credential_of_the_connection() -> None:
     headers = [(b"x-api-key", b"k"), (b"proxy-authorization", b"Basic c2VjcmV0")]
-    assert _gate(CLAUDE_PROXY_CREDENTIALS="pass").admit(headers).credential == ((b"x-api-key", b"k"),)
+    assert _gate(CLAUDE_PROXY_CREDENTIALS="pass").admit(headers).credential(CLAUDE) == ((b"x-api-key", b"k"),)
+
+
+def test_each_provider_gets_its_own_key_in_its_own_header() -> None:
+    caller = _gate(GEMINI_API_KEY="g", OPENAI_API_KEY="o").admit([])
+    assert caller.credential(GEMINI) == ((b"x-goog-api-key", b"g"),)
+    assert caller.credential(OPENAI) == ((b"authorization", b"Bearer o"),)
+
+
+def test_a_provider_without_a_key_is_not_there_and_the_error_names_the_variable() -> None:
+    with pytest.raises(NotFound, match="GEMINI_API_KEY") as caught:
+        _gate().admit([]).credential(GEMINI)
+    assert caught.value.field == "provider"
+
+
+def test_passing_on_gives_no_provider_the_credential_of_another() -> None:
+    headers = [(b"x-api-key", b"claudes"), (b"x-goog-api-key", b"googles"), (b"authorization", b"Bearer any")]
+    caller = _gate(CLAUDE_PROXY_CREDENTIALS="pass").admit(headers)
+    assert caller.credential(GEMINI) == ((b"x-goog-api-key", b"googles"), (b"authorization", b"Bearer any"))
+    assert caller.credential(OPENAI) == ((b"authorization", b"Bearer any"),)
+
+
+@pytest.mark.parametrize(
+    ("query", "rest", "key"),
+    [
+        ("key=s3cret", "", b"s3cret"),
+        ("alt=sse&key=s3cret&x=%20", "alt=sse&x=%20", b"s3cret"),
+        ("k%65y=s3%63ret&key=other", "", b"s3cret"),
+        ("monkey=1&keys=2", "monkey=1&keys=2", None),
+        ("", "", None),
+    ],
+)
+def test_a_key_in_the_query_is_taken_out_before_anybody_looks(query: str, rest: str, key: bytes | None) -> None:
+    target = "/gemini/v1/models?" + query
+    environ = EnvironBuilder(target).get_environ() | {"QUERY_STRING": query, "RAW_URI": target, "REQUEST_URI": target}
+    take_key_from_query(environ)
+    channel = Channel.of(environ)
+    assert channel.target.partition("?")[2] == environ["QUERY_STRING"] == rest
+    assert dict(channel.headers).get(b"x-goog-api-key") == key
+    assert key is None or not [name for name, value in environ.items() if "s3" in str(value)]

@@ -8,17 +8,19 @@ import msgspec
 import pytest
 
 from service.errors import BadRequest
-from service.web.auth import Caller
+from service.upstream.providers import PROVIDERS
 from service.web.generate import BatchGenerate, Generate
-from service.web.native import decode, first_byte_timeout, forwarded, upstream_target
+from service.web.native import decode, first_byte_timeout, forwarded
+from service.web.routes import upstream_target
 
-CALLER = Caller(None, ((b"x-api-key", b"ours"),))
+OURS = ((b"x-api-key", b"ours"),)
+CLAUDE, GEMINI, OPENAI = PROVIDERS
 Headers = list[tuple[bytes, bytes]]
 
 
 def test_the_clients_headers_go_up_in_order_with_repeats_and_our_credential_last() -> None:
     headers = [(b"anthropic-beta", b"a"), (b"user-agent", b"x"), (b"anthropic-beta", b"b"), (b"x-new", b"\xff")]
-    assert forwarded(headers, CALLER, plain=False, body=b"") == [*headers, (b"x-api-key", b"ours")]
+    assert forwarded(headers, OURS, plain=False, body=b"") == [*headers, (b"x-api-key", b"ours")]
 
 
 @pytest.mark.parametrize(
@@ -30,12 +32,12 @@ def test_the_clients_headers_go_up_in_order_with_repeats_and_our_credential_last
     ],
 )  # fmt: skip
 def test_what_belongs_to_the_clients_connection_trace_or_credential_stays_here(name: bytes) -> None:
-    assert forwarded([(name, b"1")], CALLER, plain=False, body=b"") == [(b"x-api-key", b"ours")]
+    assert forwarded([(name, b"1")], OURS, plain=False, body=b"") == [(b"x-api-key", b"ours")]
 
 
 def test_what_connection_names_stays_here() -> None:
     headers = [(b"connection", b"close, X-Hop"), (b"x-hop", b"1"), (b"x-stays", b"2")]
-    assert forwarded(headers, CALLER, plain=False, body=b"") == [(b"x-stays", b"2"), (b"x-api-key", b"ours")]
+    assert forwarded(headers, OURS, plain=False, body=b"") == [(b"x-stays", b"2"), (b"x-api-key", b"ours")]
 
 
 @pytest.mark.parametrize(
@@ -53,7 +55,7 @@ def test_what_connection_names_stays_here() -> None:
 )
 def test_accept_encoding_is_narrowed_to_what_can_be_read(accepted: list[bytes], plain: bool, sent: list[bytes]) -> None:
     headers = [(b"accept-encoding", value) for value in accepted]
-    up = forwarded(headers, CALLER, plain=plain, body=b"")
+    up = forwarded(headers, OURS, plain=plain, body=b"")
     assert [value for name, value in up if name == b"accept-encoding"] == sent
 
 
@@ -61,7 +63,7 @@ def test_a_streamed_body_keeps_its_length() -> None:
     async def body() -> AsyncIterator[bytes]:
         yield b"12"
 
-    assert (b"content-length", b"2") in forwarded([(b"content-length", b"2")], CALLER, plain=False, body=body())
+    assert (b"content-length", b"2") in forwarded([(b"content-length", b"2")], OURS, plain=False, body=body())
 
 
 @pytest.mark.parametrize(
@@ -92,7 +94,6 @@ class _Message(msgspec.Struct):
         (b'{"prompt": ""}', Generate, "prompt", "prompt: Expected `str` of length >= 1"),
         (b'{"prompt": "a", "promt": "b"}', Generate, "promt", "promt: Object contains unknown field `promt`"),
         (b'{"prompt": "a", "max_tokens": 0}', Generate, "max_tokens", "max_tokens: Expected `int` >= 1"),
-        (b'{"prompt": "a", "provider": "SECRET"}', Generate, "provider", "provider: not one of the values allowed"),
         (b'{"prompts": []}', BatchGenerate, "prompts", "prompts: Expected `array` of length >= 1"),
         (b'{"prompts": ["a", 1]}', BatchGenerate, "prompts[1]", "prompts[1]: Expected `str`, got `int`"),
     ],
@@ -113,7 +114,7 @@ def test_a_wrong_body_is_refused_by_the_name_of_its_field(body: bytes, kind: typ
     ],
 )
 def test_path_and_query_go_up_as_written_less_our_prefix(written: str, goes_up: str) -> None:
-    assert upstream_target(written) == goes_up
+    assert upstream_target(written, CLAUDE) == goes_up
 
 
 @pytest.mark.parametrize(
@@ -136,5 +137,23 @@ def test_path_and_query_go_up_as_written_less_our_prefix(written: str, goes_up: 
 )
 def test_a_path_that_could_lead_elsewhere_is_refused(written: str) -> None:
     with pytest.raises(BadRequest) as refused:
-        upstream_target(written)
+        upstream_target(written, CLAUDE)
     assert refused.value.field == "path"
+
+
+def test_every_provider_has_paths_of_its_own_below_its_prefix() -> None:
+    gemini = "/v1beta/models/gemini-3.8-flash:streamGenerateContent?alt=sse"
+    assert upstream_target("/gemini" + gemini, GEMINI) == gemini
+    assert upstream_target("/openai/v1/responses", OPENAI) == "/v1/responses"
+    for written, provider in (
+        ("/gemini/v2/models/x:generateContent", GEMINI),
+        ("/gemini/v1/models/a%2fb:generateContent", GEMINI),
+        ("/openai/v1beta/responses", OPENAI),
+        ("/%6fpenai/v1/responses", OPENAI),
+    ):
+        with pytest.raises(BadRequest):
+            upstream_target(written, provider)
+
+
+def test_googles_clients_name_their_timeout_too() -> None:
+    assert first_byte_timeout([(b"x-server-timeout", b"30")], 600.0) == 30.0

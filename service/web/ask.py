@@ -1,0 +1,155 @@
+"""One prompt to any provider, in its own words, and its answer in ours: what the routes of our own are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+from flask import request
+from msgspec import Meta
+
+from observability.catalog import Attr
+from service.account.exchange import Call, Exchange
+from service.answer import Answer
+from service.errors import BadRequest, GatewayError, UnsupportedMedia
+from service.pipeline import Pipeline
+from service.record import Usage
+from service.upstream.client import Prepared
+from service.upstream.provider import MB, Generated, Prompt, Provider
+from service.web import reply
+from service.web.channel import Channel
+from service.web.native import admitted, decode, first_byte_timeout
+
+LIMIT = 32 * MB
+"""Bytes of a body on a route of ours."""
+
+Text = Annotated[str, Meta(min_length=1)]
+
+
+class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Whom to ask, and how."""
+
+    provider: str | None = None
+    model: Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")] | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] = 1024
+    system: Text | None = None
+
+
+_TYPES = {
+    400: "invalid_request_error", 401: "authentication_error", 402: "billing_error", 403: "permission_error",
+    404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error",
+    504: "timeout_error", 529: "overloaded_error",
+}  # fmt: skip
+"""Claude's error types, which routes of our own use whoever was asked; any other status is its api_error."""
+
+
+class ProviderSaidNo(GatewayError):
+    """The provider answered with an error: its status and message, in our own routes' shape."""
+
+    source = "provider"
+
+    def __init__(self, provider: Provider, answer: Answer, body: bytes) -> None:
+        super().__init__(provider.error_message(body) or f"{provider.title} answered {answer.status}")
+        usual = "api_error" if answer.status >= 500 else "invalid_request_error"
+        self.status = answer.status  # type: ignore[misc]  # an instance's own, where the class has its kind's
+        self.type = _TYPES.get(answer.status, usual)  # type: ignore[misc]
+        kept = ("retry-after", "retry-after-ms", "x-should-retry")
+        found = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in answer.headers}
+        self.headers = {name: found[name] for name in kept if name in found}  # type: ignore[misc]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What one call gave: `shown` is its answer as our routes show it."""
+
+    shown: dict[str, Any]
+    text: str
+    usage: Usage
+
+
+class Asker:
+    """Asks. `models` are the providers' default models, `timeout` seconds until an answer begins."""
+
+    def __init__(
+        self,
+        providers: Sequence[Provider],
+        pipelines: Mapping[str, Pipeline],
+        models: Mapping[str, str],
+        timeout: float,
+    ) -> None:
+        self._by_name = {short_name(provider): provider for provider in providers}
+        self._pipelines = pipelines
+        self._models = models
+        self._timeout = timeout
+
+    def chosen(self, options: Options, path: str = "") -> tuple[Provider, str]:
+        """Provider and model. Raises `BadRequest` for a provider that is not there, `NotFound` for one without a key."""
+        name = options.provider or next(iter(self._by_name))
+        provider = self._by_name.get(name)
+        if provider is None:
+            field = f"{path}provider"
+            raise BadRequest(f"{field}: not one of the values allowed ({', '.join(self._by_name)})", field=field)
+        admitted().credential(provider)
+        return provider, options.model or self._models[provider.name]
+
+    async def ask(
+        self,
+        exchange: Exchange,
+        channel: Channel,
+        options: Options,
+        text: str,
+        *,
+        task: str | None = None,
+        timeout: float | None = None,
+    ) -> Answered:
+        """One call. `task` is its name among others, `timeout` its own bound in seconds. Raises `GatewayError`."""
+        provider, model = self.chosen(options)
+        attributes: dict[str, str | int | None] = {Attr.REQUEST_MAX_TOKENS: options.max_tokens, Attr.TASK: task}
+        call = exchange.open_call(provider.name, provider.operation, model, streaming=False, attributes=attributes)
+        post = provider.post(Prompt(text, model, options.max_tokens, options.system))
+        patience = min(first_byte_timeout(channel.headers, self._timeout), timeout or self._timeout)
+        headers = [(b"content-type", b"application/json"), *post.headers, *admitted().credential(provider)]
+        prepared = Prepared("POST", post.target, headers, msgspec.json.encode(post.body), patience)
+        answer = await self._pipelines[provider.name].run(exchange, call, prepared, check=provider.generated)
+        body = await reply.drained(answer.body)
+        if answer.status >= 400:
+            raise ProviderSaidNo(provider, answer, body)
+        generated, usage = provider.generated(body), call.says().usage or Usage()
+        return Answered(_shown(generated, usage, call, exchange, provider), "".join(generated.texts), usage)
+
+
+def short_name(provider: Provider) -> str:
+    """As our own routes call a provider: its prefix."""
+    return provider.prefix.strip("/")
+
+
+async def json_body(channel: Channel, kind: type[Any]) -> Any:
+    """The request's body in its shape. Raises `BadRequest` that names the field."""
+    if request.mimetype != "application/json":
+        raise UnsupportedMedia("Content-Type: expected application/json", field="Content-Type")
+    return decode(await channel.read(LIMIT), kind)
+
+
+def tokens(usage: Usage) -> dict[str, int | None]:
+    """Usage as our routes show it."""
+    return {
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "cache_read_tokens": usage.cache_read_tokens,
+        "cache_write_tokens": usage.cache_write_tokens,
+    }
+
+
+def _shown(generated: Generated, usage: Usage, call: Call, exchange: Exchange, provider: Provider) -> dict[str, Any]:
+    return {
+        "id": generated.id,
+        "provider": short_name(provider),
+        "model": generated.model or call.model,
+        "content": [{"type": "text", "text": text} for text in generated.texts],
+        "stop_reason": generated.stop_reason,
+        "usage": tokens(usage),
+        "cost": {"usd": None, "certainty": "unpriced"},
+        "trace_id": exchange.trace_id,
+    }
