@@ -44,10 +44,12 @@ class Simulation:
         app = create_app(config, clock=clock)
         self._runner, port = asyncio.run_coroutine_threadsafe(serve(app, "127.0.0.1", 0), self._loop).result()
         self.url = f"http://127.0.0.1:{port}"
-        self.client = httpx.Client(base_url=self.url, headers=HEADERS, timeout=10)
+        self.client = httpx.Client(base_url=self.url, headers=HEADERS, timeout=10, verify=False)  # quicker to make
+        self.stranger = httpx.Client(base_url=self.url, timeout=10, verify=False)  # sends no key of Claude's
 
     def close(self) -> None:
         self.client.close()
+        self.stranger.close()
         asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

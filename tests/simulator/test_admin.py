@@ -25,7 +25,7 @@ def report(sim: Simulation, path: str, *pairs: str, **query: str) -> httpx.Respo
     for pair in pairs:
         name, _, value = pair.partition("=")
         params.append((name, value))
-    return httpx.get(f"{sim.url}/v1/organizations/{path}", params=tuple(params), headers=ADMIN)
+    return sim.stranger.get(f"/v1/organizations/{path}", params=tuple(params), headers=ADMIN)
 
 
 def rows(sim: Simulation, path: str, *pairs: str, **query: str) -> list[dict[str, Any]]:
@@ -78,7 +78,7 @@ def test_usage_can_be_told_apart_and_batches_are_a_tier_of_their_own(sim: Simula
 
 def test_other_providers_are_not_in_it(sim: Simulation) -> None:
     chat = {"model": "gpt-5.5", "messages": [{"role": "user", "content": "a"}]}
-    httpx.post(f"{sim.url}/openai/v1/chat/completions", json=chat, headers={"authorization": "Bearer a"})
+    sim.stranger.post("/openai/v1/chat/completions", json=chat, headers={"authorization": "Bearer a"})
     assert rows(sim, USAGE) == []
 
 
@@ -168,8 +168,8 @@ def test_every_model_has_a_price() -> None:
     ],
 )
 def test_a_bad_parameter_is_a_400_that_names_it(sim: Simulation, path: str, query: dict[str, str], named: str) -> None:
-    url = f"{sim.url}/v1/organizations/{path}"
-    response = httpx.get(url, params={"starting_at": TODAY, **query}, headers=ADMIN)
+    url = f"/v1/organizations/{path}"
+    response = sim.stranger.get(url, params={"starting_at": TODAY, **query}, headers=ADMIN)
     assert (response.status_code, response.json()["error"]["type"]) == (400, "invalid_request_error")
     assert response.json()["error"]["message"].startswith(named)
 

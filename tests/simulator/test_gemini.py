@@ -24,7 +24,7 @@ def ask(
     """Send a small request; the key goes as Google's SDK sends it, and Claude's headers do not go."""
     headers = KEY | ({"x-simulator-scenario": scenario} if scenario else {})
     body = {"contents": [{"role": "user", "parts": [{"text": "hello there"}]}], **fields}
-    return httpx.post(f"{sim.url}{base}/models/{MODEL}:{verb}", json=body, headers=headers, timeout=10)
+    return sim.stranger.post(f"{base}/models/{MODEL}:{verb}", json=body, headers=headers)
 
 
 def stream(sim: Simulation, scenario: str = "", **fields: Any) -> list[dict[str, Any]]:
@@ -75,8 +75,8 @@ def test_claudes_models_stay_where_they_are(sim: Simulation) -> None:
 
 
 def test_the_key_may_stand_in_the_query_and_is_never_shown(sim: Simulation) -> None:
-    response = httpx.post(
-        f"{sim.url}/gemini/v1/models/{MODEL}:countTokens?key=goog-secret",
+    response = sim.stranger.post(
+        f"/gemini/v1/models/{MODEL}:countTokens?key=goog-secret",
         json={"contents": [{"parts": [{"text": "four"}]}]},
     )
     assert response.json()["totalTokens"] == 1
@@ -88,7 +88,7 @@ def test_the_key_may_stand_in_the_query_and_is_never_shown(sim: Simulation) -> N
 
 def test_a_missing_or_a_wrong_key_is_refused_as_google_does(start: Callable[..., Simulation]) -> None:
     sim = start(Config(api_keys=frozenset({"another"})))
-    missing = httpx.post(f"{sim.url}/gemini/v1/models/{MODEL}:generateContent", json={})
+    missing = sim.stranger.post(f"/gemini/v1/models/{MODEL}:generateContent", json={})
     assert (missing.status_code, missing.json()["error"]["status"]) == (403, "PERMISSION_DENIED")
     wrong = ask(sim)
     assert (wrong.status_code, details(wrong.json()["error"])["ErrorInfo"]["reason"]) == (400, "API_KEY_INVALID")
@@ -288,14 +288,14 @@ def test_a_bad_request_is_a_400_that_names_the_field(sim: Simulation, fields: di
 
 @pytest.mark.parametrize("path", [f"models/{MODEL}:tune", "models/gemini-9:generateContent", "nothing"])
 def test_what_is_not_there_is_a_404(sim: Simulation, path: str) -> None:
-    response = httpx.post(f"{sim.url}/gemini/v1beta/{path}", json={}, headers=KEY)
+    response = sim.stranger.post(f"/gemini/v1beta/{path}", json={}, headers=KEY)
     assert (response.status_code, response.json()["error"]["status"]) == (404, "NOT_FOUND")
 
 
 def test_models_come_in_pages(sim: Simulation) -> None:
-    url = f"{sim.url}/gemini/v1beta/models"
-    first = httpx.get(f"{url}?pageSize=3", headers=KEY).json()
-    rest = httpx.get(f"{url}?pageToken={first['nextPageToken']}", headers=KEY).json()
+    url = "/gemini/v1beta/models"
+    first = sim.stranger.get(f"{url}?pageSize=3", headers=KEY).json()
+    rest = sim.stranger.get(f"{url}?pageToken={first['nextPageToken']}", headers=KEY).json()
     assert (len(first["models"]), "nextPageToken" in rest) == (3, False)
     for model in first["models"] + rest["models"]:
-        assert httpx.get(f"{url}/{model['name'].removeprefix('models/')}", headers=KEY).json() == model
+        assert sim.stranger.get(f"{url}/{model['name'].removeprefix('models/')}", headers=KEY).json() == model

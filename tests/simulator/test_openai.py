@@ -20,7 +20,7 @@ TOOLS = [{"type": "function", "name": "weather", "parameters": CITY}]
 
 def post(sim: Simulation, path: str, scenario: str, body: dict[str, Any], base: str = "/openai/v1") -> httpx.Response:
     headers = KEY | ({"x-simulator-scenario": scenario} if scenario else {})
-    return httpx.post(f"{sim.url}{base}/{path}", json=body, headers=headers, timeout=10)
+    return sim.stranger.post(f"{base}/{path}", json=body, headers=headers)
 
 
 def chat(sim: Simulation, scenario: str = "", **fields: Any) -> httpx.Response:
@@ -272,13 +272,13 @@ def test_a_long_prompt_is_written_to_the_cache_and_read_the_second_time(sim: Sim
 
 @pytest.mark.parametrize("headers", [{}, {"x-api-key": "a"}, {"authorization": "Basic a"}])
 def test_the_key_must_be_a_bearers(sim: Simulation, headers: dict[str, str]) -> None:
-    response = httpx.get(f"{sim.url}/openai/v1/models", headers=headers)
+    response = sim.stranger.get("/openai/v1/models", headers=headers)
     assert (response.status_code, response.json()["error"]["type"]) == (401, "invalid_request_error")
 
 
 def test_models_are_listed_and_every_one_answers(sim: Simulation) -> None:
-    for model in httpx.get(f"{sim.url}/openai/v1/models", headers=KEY).json()["data"]:
-        assert httpx.get(f"{sim.url}/openai/v1/models/{model['id']}", headers=KEY).json() == model
+    for model in sim.stranger.get("/openai/v1/models", headers=KEY).json()["data"]:
+        assert sim.stranger.get(f"/openai/v1/models/{model['id']}", headers=KEY).json() == model
         assert chat(sim, "output_tokens=1", model=model["id"]).json()["model"] == model["id"]
 
 
