@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import service
+from observability import catalog
 from observability.exposition import Exposition, Place
 from observability.lag import LagMonitor
 from observability.start import Telemetry, start
@@ -17,12 +18,19 @@ from observability.tracing import Options
 from service.account.bookkeeping import Bookkeeping
 from service.account.closing import Closing
 from service.account.pauses import Pauses
+from service.allowances import Allowance, Allowances
 from service.caching import Caching
+from service.capacity import Capacity
+from service.pacer.clients import ClientLimits
+from service.pacer.pacing import Pacer
+from service.pacer.retries import RetryBudget
+from service.pacer.shared import shared_state
 from service.pipeline import Pipeline
-from service.policy.budget import LocalBudget
+from service.policy.limits import Limits
 from service.policy.retry import Retries
 from service.settings import Settings, Upstream
 from service.store.answers import Answers
+from service.store.shared import SharedState
 from service.tries import Plan
 from service.upstream.client import Client, Clients
 from service.upstream.provider import Provider
@@ -38,6 +46,14 @@ FLUSH_SECONDS = 1.0
 """For the last spans and log lines, inside the grace that the worker keeps for it."""
 LEDGER_SECONDS = 0.5
 """For the last rows; what is not in the ledger by then, a successor takes from the journal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What the workers of a host share, and which of them this one is."""
+
+    state: SharedState
+    slot: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +83,19 @@ class Gateway:
 
 
 def create_gateway(
-    settings: Settings, telemetry: Telemetry | None = None, providers: Sequence[Provider] = PROVIDERS
+    settings: Settings,
+    telemetry: Telemetry | None = None,
+    providers: Sequence[Provider] = PROVIDERS,
+    host: Host | None = None,
 ) -> Gateway:
-    """Make the application. Call it after the fork: it starts threads."""
+    """Make the application. Call it after the fork: it starts threads. `host`: what it shares with its siblings."""
     telemetry = telemetry or start_telemetry(settings)
     clients = Clients(
         {name: _client(settings, upstream, telemetry) for name, upstream in settings.upstreams.items()},
         settings.idle_timeout,
     )
     keeping = Bookkeeping(telemetry, settings.ledger, settings.ledger_keep_days, settings.prices_file)
-    pipelines = _pipelines(settings, telemetry, providers, clients)
+    pipelines = _pipelines(settings, telemetry, providers, clients, host or Host(shared_state(1)))
     gate = Gate(settings, providers)
     app = LoopFlask("claude_proxy", static_folder=None)
     app.url_map.strict_slashes = False
@@ -104,9 +123,12 @@ def _client(settings: Settings, upstream: Upstream, telemetry: Telemetry) -> Cli
 
 
 def _pipelines(
-    settings: Settings, telemetry: Telemetry, providers: Sequence[Provider], clients: Clients
+    settings: Settings, telemetry: Telemetry, providers: Sequence[Provider], clients: Clients, host: Host
 ) -> dict[str, Pipeline]:
     pauses, answers = Pauses(telemetry), Answers(settings.cache_bytes, settings.cache_ttl)
+    opened = pauses.failed_open
+    pacer = Pacer(host.state, host.slot, max_queue=settings.queue_size, fail_open=opened)
+    allowances = Allowances(ClientLimits(host.state, host.slot, fail_open=opened), _allowances(settings, telemetry))
     plan = Plan(Retries(settings.max_retries, settings.retry_unanswered), settings.fallbacks)
     return {
         provider.name: Pipeline(
@@ -114,13 +136,31 @@ def _pipelines(
             clients[provider.name],
             pauses,
             plan,
-            LocalBudget(settings.retry_budget),
+            RetryBudget(host.state, host.slot, provider.name, settings.retry_budget, fail_open=opened),
             injects=settings.credentials == "inject",
             total_timeout=settings.total_timeout,
             caching=Caching(answers, pauses, provider.name) if settings.cache_ttl else None,
+            capacity=Capacity(pacer, provider, pauses, settings.queue_timeout) if settings.pacing else None,
+            allowances=allowances,
         )
         for provider in providers
     }
+
+
+def _allowances(settings: Settings, telemetry: Telemetry) -> dict[str, Allowance]:
+    found = {}
+    for name, given in settings.client_limits.items():
+        budget = given.budget_usd_per_day
+        if budget is not None:
+            telemetry.metrics.set(catalog.CLIENT_BUDGET, budget, (name,))
+        limits = Limits(
+            given.requests_per_minute,
+            given.tokens_per_minute,
+            given.concurrency,
+            None if budget is None else round(budget * 1e9),
+        )
+        found[name] = Allowance(limits, given.models)
+    return found
 
 
 def start_telemetry(settings: Settings) -> Telemetry:

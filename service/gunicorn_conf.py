@@ -16,9 +16,10 @@ from gunicorn.arbiter import Arbiter as StockArbiter
 from gunicorn.glogging import Logger as StockLogger
 
 from observability import logs
-from service.app import create_gateway
+from service.app import Host, create_gateway
 from service.asgi import Bridge
 from service.errors import SettingsError
+from service.pacer.shared import forget_slot, shared_state
 from service.settings import Settings
 from service.worker import Order, Worker
 
@@ -52,6 +53,7 @@ def options(settings: Settings) -> dict[str, Any]:
         "pre_request": _say_nothing,
         "on_reload": _on_reload,
         "pre_fork": _pre_fork,
+        "child_exit": _child_exit,
     }
 
 
@@ -80,7 +82,16 @@ def _on_reload(arbiter: StockArbiter) -> None:
 def _pre_fork(arbiter: StockArbiter, worker: Worker) -> None:
     taken = {other.slot for other in arbiter.WORKERS.values()}
     worker.slot = next(slot for slot in itertools.count() if slot not in taken)
+    forget_slot(arbiter.app.state, worker.slot)
     arbiter.app.slots[:] = bytes(slot in taken or slot == worker.slot for slot in range(MAX_SLOTS))
+
+
+def _child_exit(arbiter: StockArbiter, worker: Worker) -> None:
+    # However it ended: what it held of the shared limits is free.
+    if not forget_slot(arbiter.app.state, worker.slot):
+        arbiter.log.warning(
+            "the shared limits could not be had: what worker %s held stays taken for a while", worker.pid
+        )
 
 
 class Logger(StockLogger):  # type: ignore[misc]
@@ -150,6 +161,10 @@ class Application(BaseApplication):  # type: ignore[misc]
         """Names this gateway's local sockets."""
         self.slots = mmap.mmap(-1, MAX_SLOTS)
         """One byte for each slot, shared with all workers: 1 if a worker has it."""
+        self.state = shared_state(MAX_SLOTS)
+        """Limits and queues that all workers keep together."""
+        self.slot = 0
+        """The slot of the worker that this is a copy in."""
         self.load_settings()
         super().__init__()
 
@@ -169,7 +184,7 @@ class Application(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> Bridge:
         """gunicorn's hook, in the worker, after the fork."""
-        return Bridge(create_gateway(self.settings))
+        return Bridge(create_gateway(self.settings, host=Host(self.state, self.slot)))
 
     def run(self) -> None:
         """Serve until told to stop."""

@@ -11,8 +11,10 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import urlsplit
 
+import msgspec
 from dotenv.parser import parse_stream
 from dotenv.variables import parse_variables
 
@@ -70,6 +72,29 @@ def choice(*allowed: str) -> Callable[[str], str]:
         return text
 
     return checked
+
+
+class Allowance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a named client may do; what is left out is not limited. `models` are names, `*` stands for any part."""
+
+    requests_per_minute: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    tokens_per_minute: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    concurrency: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    budget_usd_per_day: Annotated[float, msgspec.Meta(ge=0, le=1e9)] | None = None
+    models: tuple[str, ...] = ()
+
+
+def client_limits(text: str) -> dict[str, Allowance]:
+    """A JSON file of allowances by client name, or nothing."""
+    path = file(text)
+    if path is None:
+        return {}
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Allowance])
+    except OSError as error:
+        raise ValueError(f"a file that can be read ({error.strerror})") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{{NAME: {{requests_per_minute, tokens_per_minute, …}}}} as JSON ({error})") from None
 
 
 def switch(text: str) -> bool:

@@ -16,8 +16,10 @@ from dataclasses import dataclass, replace
 from observability.catalog import Outcome
 from service.account.exchange import Call, Exchange
 from service.account.pauses import Pauses
+from service.allowances import Allowances
 from service.answer import Answer
 from service.caching import Caching
+from service.capacity import Capacity, Leave
 from service.errors import GatewayError, InvalidAnswer, UpstreamFailed
 from service.policy.retry import Failure, Pause, Stop
 from service.relay import Chunks, Events, abandon, end_with, fail
@@ -57,10 +59,12 @@ class Pipeline:
         injects: bool,
         total_timeout: float,
         caching: Caching | None = None,
+        capacity: Capacity | None = None,
+        allowances: Allowances | None = None,
     ) -> None:
         self.provider = provider
         self._client, self._pauses, self._plan, self._budget = client, pauses, plan, budget
-        self._injects, self._caching = injects, caching
+        self._injects, self._caching, self._capacity, self._allowances = injects, caching, capacity, allowances
         self._total_timeout = total_timeout
 
     async def run(
@@ -73,11 +77,21 @@ class Pipeline:
         `InvalidAnswer` when the caller cannot use it. The call is ended by the answer's body, or here when an error is
         raised.
         """
+        self._admit(exchange, call)
         asked = self._caching.ask(exchange, call, prepared) if self._caching is not None else None
         if self._caching is not None and asked is not None and asked.kept is not None:
             return self._caching.again(exchange, call, asked.kept)
         answer = await self._fresh(_Job(exchange, call, prepared, large, check))
         return self._caching.keep(answer, call, asked) if self._caching is not None and asked is not None else answer
+
+    def _admit(self, exchange: Exchange, call: Call) -> None:
+        if self._allowances is None:
+            return
+        try:
+            self._allowances.admit(exchange, call)
+        except GatewayError as error:
+            end_with(exchange, call, error)
+            raise
 
     async def _fresh(self, job: _Job) -> Answer:
         exchange, call = job.exchange, job.call
@@ -99,29 +113,44 @@ class Pipeline:
     async def _until_final(self, job: _Job) -> tuple[Result, Stop | None]:
         """Attempts until one is to be handed on; with it, why no other followed if it failed."""
         exchange, call = job.exchange, job.call
+        clock = exchange.lifetime.clock
+        deadline = clock() + min(self._total_timeout, job.prepared.first_byte_timeout)
         tries = Tries(
             self._plan,
             self._budget,
             model=call.model,
             safe=job.prepared.is_safe,
             repeatable=isinstance(job.prepared.body, bytes),
-            deadline=exchange.lifetime.clock() + min(self._total_timeout, job.prepared.first_byte_timeout),
+            deadline=deadline,
         )
         while True:
+            leave = await self._leave(job, deadline - clock())
             exchange.begin_call(call)
-            result = await self._attempt(job)
+            result = await self._attempt(job, leave)
             failure = result.failure()
             if failure is None:
                 return result, None
-            step = tries.after(failure, exchange.lifetime.clock())
+            step = tries.after(failure, clock())
             following = self._following(job, step)
             if following is None:
                 return result, step if isinstance(step, Stop) else Stop.USED_UP
             await result.drop(call)
+            if leave is not None:
+                call.on_end.remove(leave.settle)
+                leave.close(sent=failure.reason != "not_sent")
             exchange.upgrade()
             if isinstance(step, Pause):
                 await self._pause(job, failure, step)
             job = following
+
+    async def _leave(self, job: _Job, left: float) -> Leave | None:
+        """Wait for room under the provider's limits. What is taken is settled as the call ends."""
+        if self._capacity is None:
+            return None
+        leave = await self._capacity.leave(job.exchange, job.call, job.prepared, left)
+        if leave is not None:
+            job.call.on_end.append(leave.settle)
+        return leave
 
     def _following(self, job: _Job, step: Pause | StandIn | Stop) -> _Job | None:
         """The job as it is to be sent next; None when there is no other try."""
@@ -140,7 +169,7 @@ class Pipeline:
         with self._pauses.before_retry(job.exchange, job.call, failure.reason, pause.seconds, pause.asked_by):
             await asyncio.sleep(pause.seconds)
 
-    async def _attempt(self, job: _Job) -> Result:
+    async def _attempt(self, job: _Job, leave: Leave | None) -> Result:
         """Send once and read as far as must be read before the client gets its first byte."""
         exchange, call, status = job.exchange, job.call, None
         call.sent = True
@@ -150,7 +179,9 @@ class Pipeline:
             status = response.status_code
             call.upstream_request_id = response.headers.get(self.provider.request_id_header)
             call.quotas = self.provider.quotas(response.headers, time.time())
-            return await self._opened(job, response)
+            if leave is not None and status < 400:
+                leave.answered(call.quotas, status, Hint())
+            return await self._opened(job, response, leave)
         except UpstreamFailed as error:
             return Failed(error, status)
         except GatewayError as error:
@@ -160,7 +191,7 @@ class Pipeline:
             abandon(exchange, call, error, status, begun=False)
             raise
 
-    async def _opened(self, job: _Job, response: Response) -> Result:
+    async def _opened(self, job: _Job, response: Response, leave: Leave | None) -> Result:
         call, provider = job.call, self.provider
         status, kind = response.status_code, response.headers.get("content-type", "")
         encoding = response.headers.get("content-encoding", "")
@@ -172,6 +203,8 @@ class Pipeline:
             call.answered = lambda: stream.answered
             events = Events(chunks, stream)
             await events.open()
+            if leave is not None:
+                leave.used(stream.answered)
             return Streaming(response, events, stream)
         if status < 400 and job.large:
             return Large(response, chunks)
@@ -184,6 +217,8 @@ class Pipeline:
         if self._injects and outcome is Outcome.CLIENT_AUTH:
             outcome = Outcome.UPSTREAM_ERROR
         hint = provider.hint(status, response.headers, whole) if status >= 400 else Hint()
+        if leave is not None and status >= 400:
+            leave.answered(call.quotas, status, hint)
         return Whole(response, body, hint, outcome, error_type)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from service import parse
+from service.errors import SettingsError
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,44 @@ def of_provider(provider: HasKeys) -> tuple[Setting, ...]:
     )  # fmt: skip
 
 
+def value(row: Setting, env: Mapping[str, str], aliases: Sequence[str] = ()) -> Any:
+    """What the environment says for `row`, also under its other names. Raises `SettingsError` that names the variable."""
+    name, text = row.name, env.get(row.name, "")
+    for alias in aliases:
+        if not text and env.get(alias):
+            name, text = alias, env[alias]
+    if row.secret:
+        for candidate in (row.name, *aliases):
+            if path := env.get(f"{candidate}_FILE"):
+                if text:
+                    raise SettingsError(f"{name} and {candidate}_FILE are both set: keep one.")
+                name, text = f"{candidate}_FILE", _read(f"{candidate}_FILE", path)
+    if not text and not row.default:
+        return row.parse("") if row.parse not in (parse.key, parse.url) else ""
+    try:
+        return row.parse(text or row.default)
+    except ValueError as error:
+        # An address may carry a password.
+        shown = "" if row.secret or "@" in text else f"={text!r}"
+        raise SettingsError(f"{name}{shown} is not valid: expected {_hint(error)}.") from None
+
+
+def _hint(error: ValueError) -> str:
+    text = str(error)
+    return "a number" if text.startswith(("could not convert", "invalid literal")) else text
+
+
+def _read(name: str, path: str) -> str:
+    try:
+        text = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{name}={path!r} cannot be read: {error}.") from None
+    if not text:
+        # An empty secret would quietly open what it was meant to close.
+        raise SettingsError(f"{name}={path!r} is empty: write the secret into it, or unset {name}.")
+    return text
+
+
 TABLE: tuple[Setting, ...] = (
     Setting("CLAUDE_PROXY_BIND", "bind", parse.bind, "127.0.0.1:8000", "Address to listen on. Anything but loopback needs client keys."),
     Setting("CLAUDE_PROXY_WORKERS", "workers", parse.count(1, 64), "1", "Worker processes."),
@@ -70,6 +110,10 @@ TABLE: tuple[Setting, ...] = (
     Setting("CLAUDE_PROXY_LEDGER", "ledger", parse.text, "", "Directory of the journals and the ledger (`ledger.db`): every call with its tokens and cost. Empty: `$XDG_STATE_HOME/claude-proxy` or `~/.local/state/claude-proxy`. `off`: none."),
     Setting("CLAUDE_PROXY_LEDGER_KEEP_DAYS", "ledger_keep_days", parse.count(2, 36_500), "400", "Days that single calls stay in the ledger; the sums by day stay for ever."),
     Setting("CLAUDE_PROXY_PRICES_FILE", "prices_file", parse.file, "", "JSON file with your own prices, which win over the public list: `{\"provider/model\": {\"input\": USD per million, \"output\": …}}`."),
+    Setting("CLAUDE_PROXY_PACING", "pacing", parse.switch, "on", "`on`: wait for room under the provider's rate limits, as its answers tell them, before sending; exact over all workers."),
+    Setting("CLAUDE_PROXY_QUEUE_TIMEOUT", "queue_timeout", parse.seconds, "30", "Seconds that a call waits for room at most; when it would be longer it gets a 429 with `Retry-After` at once."),
+    Setting("CLAUDE_PROXY_QUEUE_SIZE", "queue_size", parse.count(1, 1024), "500", "Calls that may wait for the same limit, over all workers."),
+    Setting("CLAUDE_PROXY_CLIENT_LIMITS_FILE", "client_limits", parse.client_limits, "", "JSON file, read again at a reload, with what each client of `CLAUDE_PROXY_CLIENT_KEYS` may do: `{\"NAME\": {\"requests_per_minute\", \"tokens_per_minute\", \"concurrency\", \"budget_usd_per_day\", \"models\": [\"claude-haiku-*\"]}}`."),
     Setting("CLAUDE_PROXY_GRACEFUL_TIMEOUT", "graceful_timeout", parse.count(4, 3600), "30", "Seconds that open streams get to finish after SIGTERM; the last three are for ending the rest in-band."),
     Setting("CLAUDE_PROXY_KEEPALIVE", "keepalive", parse.count(1, 3600), "75", "Seconds an idle client connection is kept."),
     Setting("OTEL_SERVICE_NAME", "service_name", parse.text, "claude-proxy", "`service.name` of the spans."),

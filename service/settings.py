@@ -8,15 +8,16 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from service import parse, setting_rows
 from service.errors import SettingsError
 from service.parse import ClientKey as ClientKey
 from service.parse import is_loopback as is_loopback
 from service.setting_rows import Setting as Setting
+from service.setting_values import Settings as Settings
+from service.setting_values import Upstream as Upstream
 from service.upstream.provider import Provider
 from service.upstream.providers import PROVIDERS
 
@@ -32,65 +33,6 @@ def table(providers: Sequence[Provider] = PROVIDERS) -> tuple[Setting, ...]:
 
 
 TABLE = table()
-
-
-@dataclass(frozen=True, slots=True)
-class Upstream:
-    """One provider's own settings; `key` is empty where there is none, `proxy` None where it is reached directly."""
-
-    base_url: str
-    default_model: str
-    key: str = field(repr=False)
-    proxy: str | None = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """All settings, read once. `repr` shows no secret."""
-
-    bind: str
-    workers: int
-    log_level: str
-    upstreams: Mapping[str, Upstream]
-    """By the provider's name."""
-    credentials: Literal["inject", "pass"]
-    batch_concurrency: int
-    batch_max_prompts: int
-    connect_timeout: float
-    first_byte_timeout: float
-    idle_timeout: float
-    total_timeout: float
-    max_retries: int
-    retry_budget: float
-    retry_unanswered: bool
-    fallbacks: dict[str, tuple[str, ...]]
-    cache_ttl: int
-    cache_bytes: int
-    ledger: Path | None
-    """None: there is none."""
-    ledger_keep_days: int
-    prices_file: Path | None
-    graceful_timeout: int
-    keepalive: int
-    service_name: str
-    otlp_endpoint: str
-    sampler: str
-    sampler_ratio: float
-    traces_per_second: float
-    trace_slow: float
-    export_delay_ms: int
-    export_queue: int
-    capture_content: str
-    ca_file: str
-    proxy: str = field(repr=False)
-    """HTTPS_PROXY as it stands; what it means for each provider is in `upstreams`."""
-    client_keys: tuple[ClientKey, ...] = field(repr=False)
-    metrics_token: str = field(repr=False)
-
-    @property
-    def loopback(self) -> bool:
-        """Whether only this machine can reach the gateway."""
-        return is_loopback(self.bind.rpartition(":")[0])
 
 
 def names_a_provider(env: Mapping[str, str]) -> bool:
@@ -113,12 +55,16 @@ def load(environ: Mapping[str, str] | None = None, providers: Sequence[Provider]
     rows = table(providers)
     _refuse_unknown(env, rows)
     aliases = {provider.key_names[0]: provider.key_names[1:] for provider in providers}
-    own = {(row.provider, row.attribute): _value(row, env, aliases.get(row.name, ())) for row in rows}
+    own = {(row.provider, row.attribute): setting_rows.value(row, env, aliases.get(row.name, ())) for row in rows}
     values: dict[str, Any] = {attribute: value for (provider, attribute), value in own.items() if not provider}
     values["upstreams"] = {each.name: _upstream(each.name, own, values["proxy"], env) for each in providers}
     values["ledger"] = _ledger(values["ledger"], env)
     values["credentials"] = _credentials(values, providers)
     settings = Settings(**values)
+    if strangers := settings.client_limits.keys() - {client.name for client in settings.client_keys}:
+        raise SettingsError(
+            f"CLAUDE_PROXY_CLIENT_LIMITS_FILE names {min(strangers)!r}, which is no client of CLAUDE_PROXY_CLIENT_KEYS."
+        )
     if not settings.loopback and not settings.client_keys:
         if not parse.resolves(settings.bind):
             raise SettingsError(
@@ -142,7 +88,7 @@ def overview(env: Mapping[str, str]) -> tuple[dict[str, str], str]:
 
 def _shown(row: Setting, env: Mapping[str, str], loaded: Settings | None) -> str:
     try:
-        value = of_row(loaded, row) if loaded else _value(row, env)
+        value = of_row(loaded, row) if loaded else setting_rows.value(row, env)
     except SettingsError:
         return "not valid"
     if row.secret:
@@ -252,43 +198,6 @@ def _ledger(setting: str, env: Mapping[str, str]) -> Path | None:
         raise SettingsError(
             "CLAUDE_PROXY_LEDGER names no directory, and this user has no home: name one, or off."
         ) from None
-
-
-def _value(row: Setting, env: Mapping[str, str], aliases: Sequence[str] = ()) -> Any:
-    name, text = row.name, env.get(row.name, "")
-    for alias in aliases:
-        if not text and env.get(alias):
-            name, text = alias, env[alias]
-    if row.secret:
-        for candidate in (row.name, *aliases):
-            if path := env.get(f"{candidate}_FILE"):
-                if text:
-                    raise SettingsError(f"{name} and {candidate}_FILE are both set: keep one.")
-                name, text = f"{candidate}_FILE", _read(f"{candidate}_FILE", path)
-    if not text and not row.default:
-        return row.parse("") if row.parse not in (parse.key, parse.url) else ""
-    try:
-        return row.parse(text or row.default)
-    except ValueError as error:
-        # An address may carry a password.
-        shown = "" if row.secret or "@" in text else f"={text!r}"
-        raise SettingsError(f"{name}{shown} is not valid: expected {_hint(error)}.") from None
-
-
-def _hint(error: ValueError) -> str:
-    text = str(error)
-    return "a number" if text.startswith(("could not convert", "invalid literal")) else text
-
-
-def _read(name: str, path: str) -> str:
-    try:
-        text = Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{name}={path!r} cannot be read: {error}.") from None
-    if not text:
-        # An empty secret would quietly open what it was meant to close.
-        raise SettingsError(f"{name}={path!r} is empty: write the secret into it, or unset {name}.")
-    return text
 
 
 def _refuse_unknown(env: Mapping[str, str], rows: Sequence[Setting]) -> None:

@@ -62,6 +62,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
 
     def load_wsgi(self) -> None:
         """Make the application, and tell it where it stands."""
+        self.app.slot = self.slot
         super().load_wsgi()
         # What is loaded by now stays: freezing it, and collecting less often, saved a tenth of the CPU per request.
         gc.collect()

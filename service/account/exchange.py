@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from opentelemetry import trace
 from opentelemetry.trace import Span
@@ -40,6 +40,9 @@ class Call:
         self.provider, self.operation, self.model, self.streaming = provider, operation, model, streaming
         self.attributes = attributes
         """Of its span."""
+        asked = attributes.get(Attr.REQUEST_MAX_TOKENS)
+        self.max_output = asked if isinstance(asked, int) else None
+        """Output tokens that the request allows; None: no bound."""
         self.wanted = model
         """The model that was asked for; `model` is the one that is asked now."""
         self.span: Span | None = None
@@ -56,8 +59,11 @@ class Call:
         """Input tokens as guessed from the request's size."""
         self.sent = False
         """Whether the provider may have got it."""
-        self.on_end: Callable[[Answered], None] | None = None
-        """Is told what the answer said as the call ends: what was reserved for it can be settled."""
+        self.on_end: list[Callable[[Call], None]] = []
+        """Are told as the call ends, with its cost known: what was reserved for it can be settled."""
+        self.cost: Cost | None = None
+        self.out_of_time = False
+        """Whether the time that its caller gave it is over: it is then ended from outside, and that is a timeout."""
         self.ended = False
         self.outcome: Outcome | None = None
         """How it ended."""
@@ -115,6 +121,8 @@ class Exchange:
         """Of a fan-out's calls."""
         self.error_type: str | None = None
         """Of the record, once that is closed."""
+        self.left: Mapping[str, tuple[float, float, float]] = {}
+        """What is left of the client's own limits: limit, remaining, seconds until it is all there again."""
         self.server = trace.get_current_span()
         closing.began(route)
 
@@ -168,8 +176,9 @@ class Exchange:
             return
         call.ended, call.outcome = True, outcome
         call.stop_clock()
-        if call.on_end is not None:
-            call.on_end(call.answered())
+        call.cost = self._cost(call, outcome)
+        for settle in call.on_end:
+            settle(call)
         if self.kind is not Kind.FAN_OUT:
             self.end(outcome, error_type)
             return
@@ -223,7 +232,7 @@ class Exchange:
             client=self.client,
             call_id=call.id if call is not None else new_call_id(),
             started=self._at(call.opened) if kind is Kind.CALL and call is not None else self._at(self.lifetime.started),
-            cost=None if call is None else self._cost(call, outcome),
+            cost=None if call is None else call.cost,
             wanted_model=call.wanted if call is not None and call.stand_in else None,
             cache=call.cache if call is not None else None,
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from opentelemetry.trace import Span
+
 from observability import catalog
 from observability.catalog import Attr
 from observability.start import Telemetry
@@ -20,25 +22,24 @@ class Pauses:
         self._tracing = telemetry.tracing
 
     @contextmanager
-    def for_capacity(self, exchange: Exchange, call: Call, dimension: str, predicted: float) -> Iterator[None]:
-        """The block inside waits until `dimension` has room; `predicted` seconds were expected."""
-        attributes: Attributes = {
-            Attr.PROVIDER: call.provider,
-            Attr.LIMITED_BY: dimension,
-            Attr.PREDICTED_WAIT: round(predicted, 3),
-        }
-        span = self._tracing.start_pause(catalog.QUEUE_SPAN, attributes, call.span)
+    def for_capacity(self, exchange: Exchange, call: Call) -> Iterator[Span]:
+        """The block inside waits for room. The span is still to be told what for, and ended, by `waited_for`."""
+        span = self._tracing.start_pause(catalog.QUEUE_SPAN, {Attr.PROVIDER: call.provider}, call.span)
         began = exchange.lifetime.clock()
         self._metrics.add(catalog.QUEUE_DEPTH, (call.provider,), 1)
         try:
             with exchange.lifetime.queue.waiting():
-                yield
+                yield span
         finally:
             self._metrics.add(catalog.QUEUE_DEPTH, (call.provider,), -1)
             seconds = exchange.lifetime.clock() - began
             call.queued += seconds
             self._metrics.observe(catalog.QUEUE_WAIT, seconds, (call.provider,))
-            span.end()
+
+    def waited_for(self, span: Span, dimension: str | None, predicted: float | None) -> None:
+        """A wait is over that was for `dimension`, and was expected to last `predicted` seconds."""
+        rounded = None if predicted is None else round(predicted, 3)
+        self._tracing.end(span, {Attr.LIMITED_BY: dimension, Attr.PREDICTED_WAIT: rounded}, None)
 
     @contextmanager
     def before_retry(

@@ -10,8 +10,8 @@ from opentelemetry import trace
 from observability.catalog import Outcome
 from service.account.books import Books
 from service.account.closing import Closing
-from service.account.prices import Prices
 from service.account.exchange import Exchange
+from service.account.prices import Prices
 from service.lifetime import Lifetime
 from service.record import Answered, Attempt, Kind, Usage
 from tests.support.inside import Told, telemetry

@@ -18,9 +18,9 @@ LADDER = (
     ("app",),
     ("web",),
     ("pipeline", "settings"),
-    ("results",),
-    ("relay", "tries", "pacer", "caching"),
-    ("policy", "store", "upstream", "account", "setting_rows"),
+    ("results", "capacity", "allowances", "caching"),
+    ("relay", "tries", "pacer"),
+    ("policy", "store", "upstream", "account", "setting_rows", "setting_values"),
     ("record", "errors", "lifetime", "parse", "answer"),
 )
 """Rooms of `service` from the doors down. A room imports rooms of lower rungs only, never its neighbours."""

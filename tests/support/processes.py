@@ -120,6 +120,8 @@ class Gateway(Process):
             "ANTHROPIC_API_KEY": "sk-ant-provider-key",
             # Most tests speak of one attempt; those about retries say so.
             "CLAUDE_PROXY_MAX_RETRIES": "0",
+            "CLAUDE_PROXY_LEDGER": "off",
+            "CLAUDE_PROXY_PACING": "off",
             "PYTHONUNBUFFERED": "1",
         }
         merged = {key: value for key, value in (defaults | environ).items() if value != ""}

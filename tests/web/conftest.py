@@ -46,6 +46,8 @@ def open_stage() -> Iterator[Open]:
                 "ANTHROPIC_API_KEY": "sk-ant-provider",
                 "CLAUDE_PROXY_ANTHROPIC_BASE_URL": upstream.url,
                 "CLAUDE_PROXY_MAX_RETRIES": "0",
+                "CLAUDE_PROXY_LEDGER": "off",
+                "CLAUDE_PROXY_PACING": "off",
             }
             merged = {name: value for name, value in (base | environ).items() if value}
             gateway = create_gateway(settings.load(merged), told.telemetry)

@@ -1,0 +1,61 @@
+"""Limits of named clients: who may ask which model, and how much; told before the provider hears of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from service.account.exchange import Call, Exchange
+from service.errors import ClientLimited, ModelForbidden
+from service.pacer.clients import ClientLimits
+from service.policy.limits import Limits, Reached
+
+_WHAT = {
+    "requests": "requests per minute",
+    "tokens": "tokens per minute",
+    "concurrency": "requests at a time",
+    "budget": "spending per day",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What one client may do; `models` are patterns, none: all."""
+
+    limits: Limits
+    models: tuple[str, ...] = ()
+
+
+class Allowances:
+    """Lets calls of named clients in, one by one. A client without an allowance may do what it likes."""
+
+    def __init__(self, limits: ClientLimits, allowances: Mapping[str, Allowance]) -> None:
+        self._limits, self._allowances = limits, allowances
+
+    def admit(self, exchange: Exchange, call: Call) -> None:
+        """Count a call. Raises `ModelForbidden` or `ClientLimited`. What it uses is counted as it ends."""
+        client = exchange.client
+        allowed = self._allowances.get(client or "")
+        if client is None or allowed is None or call.operation is None:
+            return
+        model = call.wanted or ""
+        if allowed.models and not any(fnmatchcase(model, pattern) for pattern in allowed.models):
+            raise ModelForbidden(client, model)
+        admitted = self._limits.admit(client, allowed.limits)
+        if isinstance(admitted, Reached):
+            exchange.left = self._limits.remaining(client, allowed.limits)
+            raise ClientLimited(
+                f"client {client!r} has used up its limit of {_WHAT[admitted.limit]}",
+                limit=admitted.limit,
+                retry_after=admitted.retry_after,
+            )
+        exchange.left = admitted.left
+
+        def settle(ended: Call) -> None:
+            usage = ended.answered().usage
+            tokens = 0 if usage is None else (usage.input_tokens or 0) + (usage.output_tokens or 0)
+            admitted.spent(tokens, ended.cost.total if ended.cost is not None else 0)
+            admitted.close()
+
+        call.on_end.append(settle)
