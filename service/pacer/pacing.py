@@ -25,7 +25,8 @@ LOOK = 0.025
 """Seconds between two looks of a worker that has somebody waiting: how long a grant by another worker lies unseen."""
 STUCK = 1.0
 """Seconds without the shared state after which those who wait are let through."""
-_SOON = 0.001
+_SOON = 0.005
+"""Not more often than this."""
 
 
 class Waits(Protocol):
@@ -122,50 +123,42 @@ class Pacer:
                 self._pools.go(index, pool, self._slot, amounts, now)
                 grant.begin(amounts, pool, now)
                 return None
-            number = self._queue(index, pool, grant, ask, amounts, now)
-            if number is None:
-                return None
+            mine, others, tags = self._queue(index, ask.client, amounts, now)
         finally:
             self._access.leave()
-        future = asyncio.get_running_loop().create_future()
-        waiting = _Waiting(number, grant, now, now + ask.max_wait, amounts, future)
+        # With many waiting this takes a while: others may use the state meanwhile, and even let this one go.
+        seconds, grant.dimension = predict(pool, [*others, mine], tags, mine.place, now)
+        grant.predicted = seconds
+        one = _Waiting(mine.place, grant, now, now + ask.max_wait, amounts, asyncio.get_running_loop().create_future())
+        if mine.place >= self._most:
+            raise Refused("queue_full", grant.dimension, seconds)
+        if seconds > ask.max_wait:
+            self._access.change(lambda: self._drop(digest, one))
+            raise Refused("too_long", grant.dimension, seconds)
         line = self._lines.setdefault(digest, _Line(key.provider, now))
-        line.waiting[number] = waiting
-        if line.timer is None:
-            self._look_in(digest, line, LOOK)
-        return waiting
+        line.waiting[one.number] = one
+        self._look_in(digest, line, _SOON)
+        return one
 
-    def _queue(self, index: int, pool: Pool, grant: Grant, ask: Ask, amounts: Amounts, now: float) -> int | None:
-        """Put it into the queue, and let go who may. Its place, or None if it may go itself. Raises `Refused`."""
+    def _queue(self, index: int, client: str, amounts: Amounts, now: float) -> tuple[Waiter, list[Waiter], list[float]]:
+        """Put one into the queue: where it stands (behind all places when it is full), who else waits, their tags."""
         pools = self._pools
         pools.beat(self._slot, now)
-        places = pools.places(index)
-        number = next((n for n, place in enumerate(places) if place.state == FREE), len(places))
-        client = zlib.crc32(ask.client.encode()) % CLIENTS
-        if sum(place.state == WAITING for place in places) >= self._max_queue or number >= self._most:
-            number = self._most  # a place that there is not: it is only asked how long it would have been
-            seconds, dimension = self._predict(index, pool, Waiter(number, client, now, amounts), now)
-            raise Refused("queue_full", dimension, seconds)
-        pools.put(index, number, Place(WAITING, self._slot, client, now, *amounts))
-        pools.serve(index, pool, now)
-        if pools.place(index, number).state == GRANTED:
-            pools.free(index, number)
-            grant.begin(amounts, pool, now)
-            return None
-        seconds, dimension = self._predict(index, pool, Waiter(number, client, now, amounts), now)
-        if seconds > ask.max_wait:
-            pools.free(index, number)
-            raise Refused("too_long", dimension, seconds)
-        grant.predicted, grant.dimension = seconds, dimension
-        return number
-
-    def _predict(self, index: int, pool: Pool, one: Waiter, now: float) -> tuple[float, str]:
-        """Seconds until `one` may go, and what it waits for."""
-        others = [other for other in self._pools.waiting(index, now) if other.place != one.place]
-        return predict(pool, [*others, one], self._pools.tags(index), one.place, now)
+        others, tags = pools.waiting(index, now), pools.tags(index)
+        number = next((n for n, place in enumerate(pools.places(index)) if place[0] == FREE), pools.places_used(index))
+        mine = Waiter(now, number, zlib.crc32(client.encode()) % CLIENTS, amounts)
+        if len(others) >= self._max_queue or number >= self._most:
+            return mine._replace(place=self._most), others, tags
+        pools.put(index, number, Place(WAITING, self._slot, mine.client, now, *amounts))
+        return mine, others, tags
 
     def _look_in(self, digest: bytes, line: _Line, seconds: float) -> None:
-        line.timer = asyncio.get_running_loop().call_later(seconds, self._look, digest, line)
+        loop = asyncio.get_running_loop()
+        if line.timer is not None:
+            if line.timer.when() <= loop.time() + seconds:
+                return
+            line.timer.cancel()
+        line.timer = loop.call_later(seconds, self._look, digest, line)
 
     def _look(self, digest: bytes, line: _Line) -> None:
         """Let go who may, pick up what this worker was let, and end what has waited for too long."""
@@ -201,16 +194,15 @@ class Pacer:
         if now >= look_at:
             look_at = pools.serve(index, pool, now)
         for one in list(line.waiting.values()):
-            state = pools.place(index, one.number).state
+            place = pools.place(index, one.number)
+            state = place.state
             if state == GRANTED:
                 one.grant.begin(one.amounts, pool, now)
             elif state == FREE:  # forgotten by mistake: whoever has waited goes
                 pools.go(index, pool, self._slot, one.amounts, now)
                 one.grant.begin(one.amounts, pool, now)
             elif now >= one.deadline:
-                place = pools.place(index, one.number)
-                mine = Waiter(one.number, int(place.client), place.arrival, place.amounts)
-                seconds, dimension = self._predict(index, pool, mine, now)
+                seconds, dimension = predict(pool, pools.waiting(index, now), pools.tags(index), one.number, now)
                 self._done(line, one, Refused("timeout", dimension, seconds))
             else:
                 continue

@@ -92,21 +92,19 @@ class Pools:
         """Before this, nobody who waits may go."""
         return self._state.lines.read(index)[1]
 
-    def places(self, index: int) -> list[Place]:
-        """The queue, free places included."""
-        found = self._state.places.read_many(index * self._state.shape.places, self.places_used(index))
-        return [Place(*place) for place in found]
+    def places(self, index: int) -> list[tuple[float, ...]]:
+        """The queue as it lies in memory, free places included; each is a `Place`."""
+        return self._state.places.read_many(index * self._state.shape.places, self.places_used(index))
 
     def place(self, index: int, number: int) -> Place:
         """One place of the queue."""
         return Place(*self._state.places.read(index * self._state.shape.places + number))
 
     def put(self, index: int, number: int, place: Place) -> None:
-        """Write a place; one at the end makes the queue longer."""
+        """Write a place; one at the end makes the queue longer. All are to be looked at anew."""
         self._state.places.write(index * self._state.shape.places + number, place)
-        used, look_at = self._state.lines.read(index)
-        if number >= used:
-            self._state.lines.write(index, (number + 1, look_at))
+        used = self.places_used(index)
+        self._state.lines.write(index, (max(used, number + 1), 0.0))
 
     def free(self, index: int, number: int) -> None:
         """Empty a place; free ones at the end make the queue shorter. Others are to be looked at anew."""
@@ -122,15 +120,13 @@ class Pools:
 
     def waiting(self, index: int, now: float) -> list[Waiter]:
         """Those who wait and whose workers are alive."""
-        beats: dict[float, bool] = {}
-        found = []
-        for number, place in enumerate(self.places(index)):
-            if place.state == WAITING:
-                if place.slot not in beats:
-                    beats[place.slot] = now - self._state.beats.read(int(place.slot))[0] <= ALIVE
-                if beats[place.slot]:
-                    found.append(Waiter(number, int(place.client), place.arrival, place.amounts))
-        return found
+        beats = self._state.beats.read_many(0, self._state.slots)
+        alive = {float(slot) for slot, (beat,) in enumerate(beats) if now - beat <= ALIVE}
+        return [
+            Waiter(arrival, number, int(client), (requests, incoming, outgoing))
+            for number, (state, slot, client, arrival, requests, incoming, outgoing) in enumerate(self.places(index))
+            if state == WAITING and slot in alive
+        ]
 
     def tags(self, index: int) -> list[float]:
         """What each client has been given."""
@@ -153,7 +149,7 @@ class Pools:
         """Worker `slot` is dead."""
         state = self._state
         pool = Pool(state.pools.read(index))
-        for number, place in enumerate(self.places(index)):
+        for number, place in enumerate(map(Place._make, self.places(index))):
             if place.state != FREE and place.slot == slot:
                 if place.state == GRANTED:
                     pool.put_back(place.amounts)

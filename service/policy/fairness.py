@@ -8,7 +8,6 @@ small one waits for no more than what is before it in this order.
 from __future__ import annotations
 
 import heapq
-from collections import deque
 from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from typing import NamedTuple
 
@@ -19,11 +18,11 @@ CLIENTS = 64
 
 
 class Waiter(NamedTuple):
-    """One request that waits: where it stands, whose it is, since when, what it wants."""
+    """One request that waits: since when, where it stands, whose it is, what it wants. Sorts as it came."""
 
+    arrival: float
     place: int
     client: int
-    arrival: float
     amounts: Amounts
 
 
@@ -31,19 +30,21 @@ def order(
     waiting: Sequence[Waiter], tags: MutableSequence[float], virtual: float, cost: Callable[[Amounts], float]
 ) -> Iterator[tuple[float, Waiter]]:
     """Those who wait, in the order they go, each with its tag. Moves `tags` on for each when the next is asked for."""
-    lines: dict[int, deque[Waiter]] = {}
-    for one in sorted(waiting, key=lambda waiter: (waiter.arrival, waiter.place)):
-        lines.setdefault(one.client, deque()).append(one)
-    heads = [(max(virtual, tags[c]), line[0].arrival, line[0].place, c) for c, line in lines.items()]
+    lines: dict[int, list[Waiter]] = {}
+    for one in waiting:
+        lines.setdefault(one.client, []).append(one)
+    for line in lines.values():
+        heapq.heapify(line)
+    heads = [(max(virtual, tags[client]), line[0]) for client, line in lines.items()]
     heapq.heapify(heads)
     while heads:
-        start, _, _, client = heads[0]
-        line = lines[client]
-        one = line.popleft()
+        start, one = heads[0]
         yield start, one
-        tags[client] = start + cost(one.amounts)
+        tags[one.client] = start + cost(one.amounts)
+        line = lines[one.client]
+        heapq.heappop(line)
         if line:
-            heapq.heapreplace(heads, (tags[client], line[0].arrival, line[0].place, client))
+            heapq.heapreplace(heads, (tags[one.client], line[0]))
         else:
             heapq.heappop(heads)
 

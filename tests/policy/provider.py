@@ -95,7 +95,7 @@ class Gateway:
 
         def look(now: float) -> None:
             self.pool.advance(now)
-            line = [Waiter(n, one.client, one.at, one.guess) for n, one in self.waiting.items()]
+            line = [Waiter(one.at, n, one.client, one.guess) for n, one in self.waiting.items()]
             served = serve(self.pool, line, self.tags, now)
             for waiter in served.granted:
                 one = self.waiting.pop(waiter.place)

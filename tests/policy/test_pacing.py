@@ -216,7 +216,9 @@ def test_more_than_the_limit_is_had_when_the_bucket_is_full_and_is_paid_off() ->
     assert pool.fits(large, 60.0)
     pool.take(large, 60.0)
     assert pool.level[1] == pytest.approx(-15_000)
-    assert pool.wait((0.0, 0.0, 0.0), large, 60.0) == (pytest.approx(150.0), "input_tokens")
+    seconds, dimension = pool.wait((0.0, 0.0, 0.0), large, 60.0)
+    assert seconds == pytest.approx(150.0)
+    assert dimension == "input_tokens"
 
 
 def test_output_is_not_reserved_but_owed() -> None:
