@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from sqlalchemy import Engine, and_, case, create_engine, delete, event, func, insert, select, update
+from sqlalchemy import Engine, case, create_engine, delete, event, func, insert, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -66,6 +66,10 @@ def directory(setting: str, environ: Mapping[str, str]) -> Path | None:
         ) from None
 
 
+_INSERT: Mapping[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+"""The two write `ON CONFLICT` alike, but SQLAlchemy has no common word for it."""
+
+
 class Ledger:
     """The database in a directory. Any thread may use it, one at a time; errors are SQLAlchemy's, `Gone` or `SettingsError`."""
 
@@ -74,6 +78,7 @@ class Ledger:
         self.path = directory / FILE
         self._create, self._migrations = create, migrations
         self._engine = _engine(self.path, writes=create)
+        self._add_to_days = _adding(_INSERT[self._engine.dialect.name](DAYS))
         self._opened: tuple[int, int] | None = None
 
     def open(self) -> None:
@@ -118,11 +123,8 @@ class Ledger:
             new = list(wanted.values())
             if new:
                 connection.execute(insert(CALLS), [msgspec.structs.asdict(row) for row in new])
-            for key, sums in _by_day(new).items():
-                same = and_(*(DAYS.c[name] == value for name, value in zip(KEYS, key, strict=True)))
-                more = {name: func.coalesce(DAYS.c[name], 0) + amount for name, amount in sums.items()}
-                if not connection.execute(update(DAYS).where(same).values(more)).rowcount:
-                    connection.execute(insert(DAYS).values(dict(zip(KEYS, key, strict=True)) | sums))
+            if sums := _by_day(new):
+                connection.execute(self._add_to_days, sums)
         return new
 
     def totals(self, by: Sequence[str], since: str | None = None, until: str | None = None) -> list[dict[str, Any]]:
@@ -174,28 +176,31 @@ class Ledger:
             return connection.execute(delete(CALLS).where(CALLS.c.call_id.in_(oldest))).rowcount
 
 
-def _by_day(rows: Iterable[Row]) -> Mapping[tuple[str, ...], dict[str, int]]:
-    """The amounts to be added for each key of `days`."""
-    found: defaultdict[tuple[str, ...], dict[str, int]] = defaultdict(dict)
+def _by_day(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """What is to be added to `days`."""
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
     for row in rows:
         if row.kind == Kind.FAN_OUT:
             continue
         key = (
-            day_of(row),
-            row.client or "",
-            row.provider or "",
-            row.model or "",
-            row.route,
-            row.outcome,
-            row.certainty or "",
-        )
-        sums = found[key]
-        sums["calls"] = sums.get("calls", 0) + 1
+            day_of(row), row.client or "", row.provider or "", row.model or "", row.route, row.outcome, row.certainty or "",
+        )  # fmt: skip
+        sums = found.get(key)
+        if sums is None:
+            sums = found[key] = dict(zip(KEYS, key, strict=True)) | {"calls": 0} | dict.fromkeys(SUMS)
+        sums["calls"] += 1
         for name in SUMS:
             amount = getattr(row, name)
             if amount is not None:
-                sums[name] = sums.get(name, 0) + amount
-    return found
+                sums[name] = (sums[name] or 0) + amount
+    return list(found.values())
+
+
+def _adding(insert_days: Any) -> Any:
+    """The statement that adds to what a key of `days` has; unknown and known is known."""
+    new = insert_days.excluded
+    more = {name: func.coalesce(DAYS.c[name] + new[name], DAYS.c[name], new[name]) for name in ("calls", *SUMS)}
+    return insert_days.on_conflict_do_update(index_elements=KEYS, set_=more)
 
 
 def _within(column: Any, since: Any, until: Any) -> list[Any]:
