@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from service.account import segments
-from service.account.rows import Row, Started
+from service.account.rows import BatchSeen, Row, Started
 from service.account.segments import Segment
 
 SEGMENT_BYTES = 8 * 1024 * 1024
@@ -32,9 +32,10 @@ Dropped = Callable[[str, int], None]
 
 
 class Batch(NamedTuple):
-    """Rows to be moved to the database; `skipped` bytes were damaged."""
+    """Rows, and news of message batches, to be moved to the database; `skipped` bytes were damaged."""
 
     rows: list[Row]
+    seen: list[BatchSeen]
     skipped: int
     segment: Segment
     end: int
@@ -43,7 +44,8 @@ class Batch(NamedTuple):
 class Journal:
     """Appends calls; never raises into a request and never blocks but for one write to the page cache.
 
-    Make it in the worker, after the fork. Any thread may call `began` and `ended`; the rest is for the ledger's thread.
+    Make it in the worker, after the fork. Any thread may call `began`, `ended` and `batch_seen`; the rest is for the
+    ledger's thread.
     """
 
     def __init__(
@@ -80,6 +82,12 @@ class Journal:
             lost = self._append(data, is_row=True)
         if lost:
             self._on_drop(lost, 1)
+
+    def batch_seen(self, seen: BatchSeen) -> None:
+        """Before the client hears of it."""
+        data = segments.framed(seen)
+        with self._lock:
+            self._append(data, is_row=False)
 
     def backlog(self) -> int:
         """Rows that the database has not taken yet."""
@@ -162,7 +170,8 @@ class Journal:
             if segment.read < segment.size:
                 found = segments.read(segment)
                 rows = [entry for entry in found.entries if isinstance(entry, Row)]
-                return Batch(rows, found.skipped, segment, found.end)
+                seen = [entry for entry in found.entries if isinstance(entry, BatchSeen)]
+                return Batch(rows, seen, found.skipped, segment, found.end)
         return None
 
     def moved(self, batch: Batch) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from sqlalchemy import Engine, case, create_engine, delete, event, func, insert, select
+from sqlalchemy import Connection, Engine, Select, case, create_engine, delete, event, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
@@ -157,6 +158,12 @@ class Ledger:
         with self._engine.begin() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
+    def read(self, query: Select[Any]) -> list[dict[str, Any]]:
+        """The rows of a query on the tables of `ledger_schema`."""
+        self.open()
+        with self._engine.begin() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
     def spend(self, client: str, day: str) -> int:
         """Nano-dollars that a client's calls of a UTC day cost, as far as they have a price."""
         return self.spends(day).get(client, 0)
@@ -174,6 +181,13 @@ class Ledger:
         oldest = select(CALLS.c.call_id).where(CALLS.c.started < before).order_by(CALLS.c.started).limit(at_most)
         with self._engine.begin() as connection:
             return connection.execute(delete(CALLS).where(CALLS.c.call_id.in_(oldest))).rowcount
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """A transaction, for tables that have a module of their own."""
+        self.open()
+        with self._engine.begin() as connection:
+            yield connection
 
 
 def _by_day(rows: Iterable[Row]) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from sqlalchemy import (
     insert,
     inspect,
     select,
+    text,
     update,
 )
 
@@ -68,6 +69,7 @@ CALLS = Table(
     Column("total_s", Double),
     Column("ttft_s", Double),
     Column("cached", Boolean, nullable=False),
+    Column("saved", BigInteger),
     sqlite_with_rowid=False,
 )
 """The fields of `rows.Row`, under the same names."""
@@ -87,9 +89,30 @@ DAYS = Table(
 )
 """A fan-out's own row is not in here: its calls are."""
 
+BATCHES = Table(
+    "batches",
+    METADATA,
+    Column("provider", String, primary_key=True),
+    Column("batch_id", String, primary_key=True),
+    Column("created_at", Double),
+    Column("expires_at", Double),
+    Column("ended_at", Double),
+    Column("fetched_at", Double),
+    Column("gone_at", Double),
+    sqlite_with_rowid=False,
+)
+"""Message batches that passed through, with what is known of each; the columns are fields of `rows.BatchSeen`."""
+
 VERSION = Table("schema_version", METADATA, Column("version", Integer, nullable=False))
 
-MIGRATIONS: tuple[Migration, ...] = ()
+
+def _batches(connection: Connection) -> None:
+    """Version 2: what a batch's result saved, and the batches themselves."""
+    connection.execute(text("ALTER TABLE calls ADD COLUMN saved BIGINT"))
+    BATCHES.create(connection)
+
+
+MIGRATIONS: tuple[Migration, ...] = (_batches,)
 """Each makes the next version of a database, the first version 2. The tables above are always the newest."""
 
 

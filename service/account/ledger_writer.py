@@ -10,10 +10,11 @@ from typing import Any
 
 from sqlalchemy.exc import DataError, IntegrityError
 
-from service.account import segments
+from service.account import ledger_batches, segments
 from service.account.journal import WRITE_FAILED, Dropped, Journal
 from service.account.ledger import KEEP_DAYS, LEAST_DAYS, Ledger
-from service.account.rows import Row, Started, interrupted
+from service.account.ledger_batches import Waiting
+from service.account.rows import BatchSeen, Row, Started, interrupted
 from service.account.segments import Segment
 
 SECONDS = 1.0
@@ -21,6 +22,8 @@ SECONDS = 1.0
 LONGEST_PAUSE = 15.0
 """Between two tries while the database takes nothing; the first comes after a round's time, then twice as late each."""
 ORPHANS_SECONDS = 5.0
+BATCHES_SECONDS = 5.0
+"""Between two looks at which message batches wait to be fetched."""
 PRUNE_SECONDS = 3600.0
 _DAY = 86_400.0
 
@@ -41,6 +44,8 @@ class Hooks:
     """A round is over, well or not."""
     on_new: Callable[[list[Row]], None] = _nothing
     """These rows are new in the database, after their transaction. A row that was there before is not among them."""
+    on_waiting: Callable[[list[Waiting]], None] = _nothing
+    """The message batches that wait to be fetched, every `BATCHES_SECONDS`."""
     on_trouble: Callable[[str, BaseException | None], None] = _nothing
     """Something to tell an operator: the database takes nothing (once, not every try), takes rows again, or a journal
     was damaged."""
@@ -59,7 +64,7 @@ class LedgerWriter:
         self._keep_days = max(keep_days, LEAST_DAYS)
         self._stop = threading.Event()
         self._failed = 0
-        self._next_orphans = self._next_prune = 0.0
+        self._next_orphans = self._next_batches = self._next_prune = 0.0
         # A daemon: a database that hangs must not keep the process; the journal stays for a successor.
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
 
@@ -94,6 +99,9 @@ class LedgerWriter:
             if now >= self._next_orphans and not self._stop.is_set():
                 self._take_over()
                 self._next_orphans = now + ORPHANS_SECONDS
+            if now >= self._next_batches:
+                self._look_at_batches()
+                self._next_batches = now + BATCHES_SECONDS
             if now >= self._next_prune and not self._stop.is_set():
                 self._prune()
                 self._next_prune = now + PRUNE_SECONDS
@@ -111,6 +119,7 @@ class LedgerWriter:
 
     def _move_own(self) -> None:
         while (batch := self.journal.next_batch()) is not None:
+            self._see(batch.seen)
             self._add(batch.rows)
             self.journal.moved(batch)
             self._tell_damage(batch.skipped, batch.segment)
@@ -135,6 +144,7 @@ class LedgerWriter:
                 found = segments.read(segment)
                 rows = [entry for entry in found.entries if isinstance(entry, Row)]
                 under_way |= {entry.call_id: entry for entry in found.entries if isinstance(entry, Started)}
+                self._see([entry for entry in found.entries if isinstance(entry, BatchSeen)])
                 self._add(rows)
                 for row in rows:
                     under_way.pop(row.call_id, None)
@@ -143,6 +153,17 @@ class LedgerWriter:
         # Those that did end, before their start was written, are in the database by now and stay as they are.
         self._add([self._hooks.interrupted(start) for start in under_way.values()])
         return True
+
+    def _see(self, seen: list[BatchSeen]) -> None:
+        if not seen:
+            return
+        try:
+            with self.ledger.transaction() as connection:
+                ledger_batches.see(connection, seen)
+        except Exception as error:
+            if not _is_the_rows_fault(error):
+                raise
+            self._hooks.on_trouble("the ledger's database cannot hold what was said of message batches", error)
 
     def _add(self, rows: list[Row]) -> None:
         try:
@@ -167,10 +188,17 @@ class LedgerWriter:
                 self._hooks.on_trouble(f"the ledger's database cannot hold the row of call {row.call_id}", error)
         return new
 
+    def _look_at_batches(self) -> None:
+        with self.ledger.transaction() as connection:
+            waiting = ledger_batches.waiting(connection, time.time())
+        self._hooks.on_waiting(waiting)
+
     def _prune(self) -> None:
         before = time.time() - self._keep_days * _DAY
         while not self._stop.is_set() and self.ledger.prune(before):
             pass
+        with self.ledger.transaction() as connection:
+            ledger_batches.prune(connection, before)
 
     def _tell_damage(self, skipped: int, segment: Segment) -> None:
         if skipped:

@@ -79,6 +79,8 @@ class Row(msgspec.Struct, frozen=True, array_like=True, tag="e", gc=False):
     total_s: float | None = None
     ttft_s: float | None = None
     cached: bool = False
+    saved: int | None = None
+    """Of a batch's result: nano-dollars that the same call would have cost more, made alone."""
 
     @property
     def cost(self) -> int | None:
@@ -88,7 +90,24 @@ class Row(msgspec.Struct, frozen=True, array_like=True, tag="e", gc=False):
         return sum(known) if known else None
 
 
-Entry = Started | Row
+class BatchSeen(msgspec.Struct, frozen=True, array_like=True, tag="b", gc=False):
+    """Something was said of a message batch, or done with it; the ledger's table `batches` adds it to what it knows.
+
+    `gone_at`: since when nobody waits for its results (deleted, canceled, archived). `listed`: it stood in a list, which
+    says nothing of whose it is: known ones are brought up to date and others are not taken up.
+    """
+
+    provider: str
+    batch_id: str
+    created_at: float | None = None
+    expires_at: float | None = None
+    ended_at: float | None = None
+    fetched_at: float | None = None
+    gone_at: float | None = None
+    listed: bool = False
+
+
+Entry = Started | Row | BatchSeen
 
 
 def new_call_id() -> str:

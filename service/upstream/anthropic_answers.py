@@ -45,13 +45,17 @@ class _Details(msgspec.Struct):
     error_code: str | None = None
 
 
-class _Error(msgspec.Struct):
+class Error(msgspec.Struct):
+    """What went wrong, in the API's words."""
+
     type: str = "api_error"
     message: str = ""
     details: _Details | None = None
 
 
-class _Message(msgspec.Struct):
+class Message(msgspec.Struct):
+    """An answer to an inference: what is read of it."""
+
     id: str | None = None
     model: str | None = None
     stop_reason: str | None = None
@@ -69,10 +73,10 @@ class _Event(msgspec.Struct):
     """Any stream event or whole answer: only what is read of it; the rest is checked to be JSON and skipped."""
 
     type: str = ""
-    message: _Message | None = None
+    message: Message | None = None
     delta: _Delta | None = None
     usage: _Usage | None = None
-    error: _Error | None = None
+    error: Error | None = None
     id: str | None = None
     model: str | None = None
     stop_reason: str | None = None
@@ -90,7 +94,7 @@ class StreamReader(EventReader[_Event]):
         super().__init__(clock, on_first_chunk, encoding)
         self._usage: dict[str, int] = {}
         self._variant = Variant()
-        self._message = _Message()
+        self._message = Message()
         self._stop_reason: str | None = None
 
     def _see(self, event: _Event) -> None:
@@ -110,7 +114,7 @@ class StreamReader(EventReader[_Event]):
             case "message_stop":
                 self.complete = True
             case "error":
-                kind = event.error.type if event.error is not None else _Error().type
+                kind = event.error.type if event.error is not None else Error().type
                 self._error = outcome_of_error(kind), kind
 
     def _merge(self, usage: _Usage | None, *, final: bool = False) -> None:
@@ -157,16 +161,19 @@ class WholeReader(BodyReader[_Event]):
         return (details and details.error_code) or ""
 
     def _told(self, event: _Event) -> Answered | None:
-        if event.type != "message":
-            return None
-        said = _said(event.usage) if event.usage is not None else {}
-        return Answered(
-            response_id=event.id,
-            model=event.model,
-            finish_reason=event.stop_reason,
-            usage=_total(said) if said else None,
-            variant=_variant(event.usage),
-        )
+        return told(event) if event.type == "message" else None
+
+
+def told(message: Message | _Event) -> Answered:
+    """What a whole message says of itself."""
+    said = _said(message.usage) if message.usage is not None else {}
+    return Answered(
+        response_id=message.id,
+        model=message.model,
+        finish_reason=message.stop_reason,
+        usage=_total(said) if said else None,
+        variant=_variant(message.usage),
+    )
 
 
 _COUNTS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")

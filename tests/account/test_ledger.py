@@ -14,7 +14,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
 
 from service.account.ledger import FILE, Gone, Ledger, day_at
-from service.account.ledger_schema import CALLS
+from service.account.ledger_schema import CALLS, MIGRATIONS
 from service.account.ledger_writer import LedgerWriter
 from service.account.rows import BATCH_RESULT, Row, batch_call_id
 from service.errors import SettingsError
@@ -133,15 +133,15 @@ def _colour(connection: Connection) -> None:
     connection.execute(text("UPDATE calls SET colour = 'red'"))
 
 
-def test_a_database_of_version_1_becomes_one_of_version_2_with_its_data(tmp_path: Path) -> None:
+def test_a_database_of_an_older_version_becomes_one_of_the_next_with_its_data(tmp_path: Path) -> None:
     before = Ledger(tmp_path)
     before.add([row()])
     before.close()
-    after = Ledger(tmp_path, migrations=(_colour,))
+    after = Ledger(tmp_path, migrations=(*MIGRATIONS, _colour))
     after.add([row()])
     after.open()
     with sqlite3.connect(tmp_path / FILE) as connection:
-        assert connection.execute("SELECT version FROM schema_version").fetchall() == [(2,)]
+        assert connection.execute("SELECT version FROM schema_version").fetchall() == [(2 + len(MIGRATIONS),)]
         assert sorted(connection.execute("SELECT colour FROM calls").fetchall(), key=str) == [("red",), (None,)]
     connection.close()
     assert after.totals([])[0]["calls"] == 2
@@ -155,14 +155,14 @@ def _fail(connection: Connection) -> None:
 def test_an_upgrade_that_fails_leaves_the_database_as_it_was(tmp_path: Path) -> None:
     Ledger(tmp_path).add([row()])
     with pytest.raises(RuntimeError):
-        Ledger(tmp_path, migrations=(_fail,)).open()
+        Ledger(tmp_path, migrations=(*MIGRATIONS, _fail)).open()
     ledger = Ledger(tmp_path)
     ledger.add([row()])
     assert ledger.totals([])[0]["calls"] == 2
 
 
 def test_a_newer_database_is_refused_with_a_word_on_what_to_do(tmp_path: Path) -> None:
-    Ledger(tmp_path, migrations=(_colour,)).add([row()])
+    Ledger(tmp_path, migrations=(*MIGRATIONS, _colour)).add([row()])
     with pytest.raises(SettingsError, match="made by a newer one"):
         Ledger(tmp_path).open()
 
