@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import blake2b
 
 from service.pacer.access import Access
@@ -13,6 +13,11 @@ from service.pacer.pools import Pools
 from service.policy.pacing import INPUT, OUTPUT, Amounts, Limit, Pool
 
 _NOTHING: Amounts = (0.0, 0.0, 0.0)
+
+
+@lru_cache(maxsize=256)
+def _digest(*names: str) -> bytes:
+    return blake2b("\0".join(names).encode(), digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +31,7 @@ class PoolKey:
     @property
     def digest(self) -> bytes:
         """How the pool is found in shared memory."""
-        return blake2b("\0".join((self.provider, self.credential, self.model_class)).encode(), digest_size=16).digest()
+        return _digest(self.provider, self.credential, self.model_class)
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,9 +68,9 @@ class Pools:
     def count(self, index: int, slot: int, *, calls: float = 0.0, amounts: Amounts) -> None:
         """Add to a worker's row."""
         at = index * self._state.shape.slots + slot
-        opened, *unanswered = self._state.rows.read(at)
-        row = [max(0.0, opened + calls), *(max(0.0, old + new) for old, new in zip(unanswered, amounts, strict=True))]
-        self._state.rows.write(at, row)
+        opened, requests, incoming, outgoing = self._state.rows.read(at)
+        row = opened + calls, requests + amounts[0], incoming + amounts[1], outgoing + amounts[2]
+        self._state.rows.write(at, row if min(row) >= 0 else [max(0.0, number) for number in row])
 
     def go(self, index: int, pool: Pool, slot: int, amounts: Amounts, now: float) -> None:
         """A call of worker `slot` goes."""

@@ -35,6 +35,7 @@ FIRST_OUTPUT = 500.0
 BYTES_PER_TOKEN = 4.0
 TOKENS_PER_MEDIUM = 1600.0
 """An image at the API's own size bound."""
+_INDEX = {name: i for i, name in enumerate(DIMENSIONS)}
 _LEARN = 0.1
 _HUGE = 1e12
 _LITTLE = 1e-6
@@ -108,8 +109,11 @@ class Pool:
         for i, limit in enumerate(self.limit):
             level = self.level[i]
             if limit and level < limit:
-                top = limit - min(self.unanswered[i], self.fresh[i] + self.earlier[i])
-                self.level[i] = max(level, min(level + limit * passed / 60, top))
+                coming, recent = self.unanswered[i], self.fresh[i] + self.earlier[i]
+                top = limit - (coming if coming < recent else recent)
+                refilled = level + limit * passed / 60
+                if level < top:
+                    self.level[i] = refilled if refilled < top else top
 
     def expected(self, input_tokens: float, max_output: float | None) -> Amounts:
         """What a call will take."""
@@ -173,7 +177,8 @@ class Pool:
         for i, amount in enumerate(amounts):
             self.unanswered[i] += amount
             self.fresh[i] += amount
-            self._pay(i, amount)
+            if self.limit[i]:
+                self.level[i] -= amount
 
     def put_back(self, amounts: Amounts) -> None:
         """What was taken for a call that never went."""
@@ -233,9 +238,9 @@ class Pool:
         if sent < self.newest:
             return
         for name, limit, remaining in limits:
-            if name not in DIMENSIONS or limit is None or remaining is None or not _sane(limit, remaining):
+            i = _INDEX.get(name)
+            if i is None or limit is None or remaining is None or not _sane(limit, remaining):
                 continue
-            i = DIMENSIONS.index(name)
             low = remaining - STEPS[i] / 2 - self.unanswered[i] - max(0.0, self.answered[i] - before[i])
             high = remaining + STEPS[i] / 2 + limit * max(0.0, now - sent) / 60
             level = max(self.level[i], low) if self.limit[i] else low

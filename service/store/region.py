@@ -19,6 +19,7 @@ from collections.abc import Sequence
 PATIENCE = 0.002
 """Seconds a lock is tried for: the event loop stands still for as long. Held, it is for tens of microseconds."""
 _PAUSE = 0.00005
+_TRY = fcntl.LOCK_EX | fcntl.LOCK_NB
 
 
 class Region:
@@ -36,12 +37,12 @@ class Region:
 
     def lock(self, patience: float = PATIENCE) -> bool:
         """True with the lock held, False when it could not be had in `patience` seconds."""
-        if not self._thread.acquire(timeout=patience):
+        if not self._thread.acquire(False) and not self._thread.acquire(timeout=patience):
             return False
         deadline = None
         while True:
             try:
-                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.lockf(self._fd, _TRY)
             except OSError:  # somebody has it, or (ENOLCK) the kernel has no room: the same to us
                 now = time.monotonic()
                 deadline = deadline or now + patience
@@ -72,6 +73,7 @@ class Records:
         self.count, self.width = count, width
         self._memory, self._offset = region.memory, offset
         self._struct = struct.Struct(f"={width}d")
+        self._size = self._struct.size
 
     @staticmethod
     def size(count: int, width: int) -> int:
@@ -80,7 +82,7 @@ class Records:
 
     def read(self, index: int) -> tuple[float, ...]:
         """One record."""
-        return self._struct.unpack_from(self._memory, self._offset + index * self._struct.size)
+        return self._struct.unpack_from(self._memory, self._offset + index * self._size)
 
     def read_many(self, start: int, count: int) -> list[tuple[float, ...]]:
         """`count` records from `start` on."""
@@ -90,7 +92,7 @@ class Records:
 
     def write(self, index: int, values: Sequence[float]) -> None:
         """Replace one record."""
-        self._struct.pack_into(self._memory, self._offset + index * self._struct.size, *values)
+        self._struct.pack_into(self._memory, self._offset + index * self._size, *values)
 
     def clear(self, start: int, count: int = 1) -> None:
         """Zero `count` records from `start` on."""

@@ -35,8 +35,10 @@ class Table:
     def find(self, key: bytes) -> int | None:
         """The index of `key`."""
         index = self._known.get(key)
-        if index is not None and self.key(index) == key:
-            return index
+        if index is not None:
+            start = self._offset + index * KEY
+            if self._memory[start : start + KEY] == key:
+                return index
         for index, found in enumerate(self._keys()):
             if found == key:
                 if len(self._known) >= 4 * self.count:
