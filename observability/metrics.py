@@ -47,6 +47,14 @@ _CLOSED: dict[str, Set[str]] = {
 }
 
 
+_Marked: TypeAlias = tuple[Mapping[str, str], float, float]
+"""An exemplar as it is kept: its ids, its value, and when (Unix time). The library's own is made when somebody looks."""
+
+
+def _for_library(exemplar: _Marked | None) -> LibraryExemplar | None:
+    return None if exemplar is None else LibraryExemplar(dict(exemplar[0]), exemplar[1], exemplar[2])
+
+
 class _Value:
     """One counter or gauge series."""
 
@@ -55,11 +63,11 @@ class _Value:
     def __init__(self, suffix: str) -> None:
         self.suffix = suffix
         self.value = self.seen = self.until = 0.0
-        self.exemplar: LibraryExemplar | None = None
+        self.exemplar: _Marked | None = None
 
     def samples(self) -> Iterator[tuple[str, str | None, float, LibraryExemplar | None]]:
         """(name suffix, `le`, value, exemplar) of each sample."""
-        yield self.suffix, None, self.value, self.exemplar
+        yield self.suffix, None, self.value, _for_library(self.exemplar)
 
 
 class _Buckets:
@@ -70,7 +78,7 @@ class _Buckets:
     def __init__(self, edges: Sequence[float], texts: Sequence[str]) -> None:
         self.edges, self.texts = edges, texts
         self.counts = [0] * (len(edges) + 1)
-        self.exemplars: list[LibraryExemplar | None] = [None] * (len(edges) + 1)
+        self.exemplars: list[_Marked | None] = [None] * (len(edges) + 1)
         self.total = 0.0
 
     def samples(self) -> Iterator[tuple[str, str | None, float, LibraryExemplar | None]]:
@@ -78,7 +86,7 @@ class _Buckets:
         running = 0
         for text, count, exemplar in zip(self.texts, self.counts, self.exemplars, strict=True):
             running += count
-            yield "_bucket", text, running, exemplar
+            yield "_bucket", text, running, _for_library(exemplar)
         yield "_count", None, running, None
         yield "_sum", None, self.total, None
 
@@ -119,7 +127,13 @@ class Metrics(Collector):
         closed |= dict.fromkeys((catalog.MODEL, "from", "to"), models)
         self._allowed = {m.name: tuple(closed.get(label) for label in m.labels) for m in catalog.METRICS}
         self._texts = {m.name: (*map(floatToGoString, m.buckets), "+Inf") for m in catalog.METRICS}
-        self._series: dict[str, dict[Labels, _Value | _Buckets]] = {m.name: {} for m in catalog.METRICS}
+        self._values: dict[str, dict[Labels, _Value]] = {}
+        self._buckets: dict[str, dict[Labels, _Buckets]] = {}
+        for metric in catalog.METRICS:
+            if metric.type is Type.HISTOGRAM:
+                self._buckets[metric.name] = {}
+            else:
+                self._values[metric.name] = {}
         # Re-entrant: garbage found while it is held may log, and a log line that is lost is counted here.
         self._lock = threading.RLock()
         registry.register(self)
@@ -127,25 +141,22 @@ class Metrics(Collector):
     def add(self, metric: Metric, labels: Labels = (), amount: float = 1, exemplar: Exemplar = None) -> None:
         """Add to a counter (an exemplar may go with it) or to a gauge (`amount` may be negative)."""
         with self._lock:
-            series = self._one(metric, labels)
-            assert isinstance(series, _Value)
+            series = self._values[metric.name].get(labels) or self._new_value(metric, labels)
             series.value += amount
             if exemplar is not None:
-                series.exemplar = LibraryExemplar(dict(exemplar), amount, self._clock())
+                series.exemplar = exemplar, amount, self._clock()
 
     def set(self, metric: Metric, value: float, labels: Labels = ()) -> None:
         """Set a gauge."""
         with self._lock:
-            series = self._one(metric, labels)
-            assert isinstance(series, _Value)
+            series = self._values[metric.name].get(labels) or self._new_value(metric, labels)
             series.value = value
 
     def see(self, metric: Metric, value: float, labels: Labels, until: float, seen: float) -> None:
         """Set a per-host gauge to what was seen at the Unix time `seen`, shown until `until`; an older sighting than the
         one it has changes nothing, here and between workers."""
         with self._lock:
-            series = self._one(metric, labels)
-            assert isinstance(series, _Value)
+            series = self._values[metric.name].get(labels) or self._new_value(metric, labels)
             if seen >= series.seen:
                 series.value, series.seen, series.until = value, seen, until
 
@@ -154,54 +165,46 @@ class Metrics(Collector):
         now = self._clock()
         for metric in catalog.METRICS:
             if metric.per_host:
-                for labels, series in list(self._series[metric.name].items()):
-                    if isinstance(series, _Value) and series.until > now:
+                for labels, series in list(self._values[metric.name].items()):
+                    if series.until > now:
                         yield metric, labels, series.value, series.seen
 
     def observe(self, metric: Metric, value: float, labels: Labels = (), exemplar: Exemplar = None) -> None:
         """Put one value into a histogram, in the row's unit."""
         with self._lock:
-            series = self._one(metric, labels)
-            assert isinstance(series, _Buckets)
+            series = self._buckets[metric.name].get(labels) or self._new_buckets(metric, labels)
             index = bisect_left(series.edges, value)
             series.counts[index] += 1
             series.total += value
             if exemplar is not None:
-                series.exemplars[index] = LibraryExemplar(dict(exemplar), value, self._clock())
+                series.exemplars[index] = exemplar, value, self._clock()
 
     def merge(self, metric: Metric, counts: Iterable[int], total: float, labels: Labels = ()) -> None:
         """Put many values into a histogram at once: `counts` per bucket (not cumulative, `+Inf` last) and their sum."""
         with self._lock:
-            series = self._one(metric, labels)
-            assert isinstance(series, _Buckets)
+            series = self._buckets[metric.name].get(labels) or self._new_buckets(metric, labels)
             series.counts = [have + more for have, more in zip(series.counts, counts, strict=True)]
             series.total += total
 
-    def _one(self, metric: Metric, labels: Labels) -> _Value | _Buckets:
-        known = self._series[metric.name]
-        series = known.get(labels)
-        if series is not None:
-            return series
-        folded = tuple(
+    def _new_value(self, metric: Metric, labels: Labels) -> _Value:
+        known, folded = self._values[metric.name], self._folded(metric, labels)
+        return known.setdefault(folded, _Value("_total" if metric.type is Type.COUNTER else ""))
+
+    def _new_buckets(self, metric: Metric, labels: Labels) -> _Buckets:
+        known, folded = self._buckets[metric.name], self._folded(metric, labels)
+        return known.setdefault(folded, _Buckets(metric.buckets, self._texts[metric.name]))
+
+    def _folded(self, metric: Metric, labels: Labels) -> Labels:
+        return tuple(
             value if allowed is None or not value or value in allowed else self._fold(metric.labels[index], value)
             for index, (value, allowed) in enumerate(zip(labels, self._allowed[metric.name], strict=True))
         )
-        series = known.get(folded)
-        if series is None:
-            if metric.type is Type.HISTOGRAM:
-                series = _Buckets(metric.buckets, self._texts[metric.name])
-            else:
-                series = _Value("_total" if metric.type is Type.COUNTER else "")
-            known[folded] = series
-        return series
 
     def _fold(self, label: str, value: str) -> str:
         """What a value outside its set becomes; counted, unless it is the catalogue's own word for such values."""
         folded = "_OTHER" if label == "error_type" else catalog.OTHER
         if value != folded:
-            overflow = self._one(catalog.LABEL_OVERFLOW, (label,))
-            assert isinstance(overflow, _Value)
-            overflow.value += 1
+            self.add(catalog.LABEL_OVERFLOW, (label,))
         return folded
 
     def collect(self) -> Iterator[Family]:
@@ -209,7 +212,7 @@ class Metrics(Collector):
         for metric in catalog.METRICS:
             if metric.per_host:
                 continue
-            if known := self._series[metric.name]:
+            if known := self._buckets.get(metric.name) or self._values.get(metric.name):
                 family = Family(metric.name, metric.help, metric.type.value)
                 family.samples = _Samples(metric, known)  # type: ignore[assignment]  # only ever iterated
                 yield family

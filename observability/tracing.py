@@ -95,19 +95,17 @@ class Tracing:
     @staticmethod
     def end(span: Span, attributes: Attributes, error_type: str | None) -> None:
         """Set what is known at the end and end the span; `error_type` makes its status ERROR."""
-        span.set_attributes(_known(attributes))
-        if error_type is not None:
-            span.set_attribute(catalog.Attr.ERROR_TYPE, error_type)
-            span.set_status(Status(StatusCode.ERROR))
+        Tracing.annotate(span, attributes, error_type)
         span.end()
 
     @staticmethod
     def annotate(span: Span, attributes: Attributes, error_type: str | None) -> None:
-        """Add what its instrumentation cannot know to a span that somebody else ends; `error_type` makes it an ERROR."""
-        span.set_attributes(_known(attributes))
+        """Add to a span that somebody else ends; `error_type` makes it an ERROR."""
+        known = _known(attributes)
         if error_type is not None:
-            span.set_attribute(catalog.Attr.ERROR_TYPE, error_type)
+            known[catalog.Attr.ERROR_TYPE] = error_type
             span.set_status(Status(StatusCode.ERROR))
+        span.set_attributes(known)
 
 
 def tell_exception(span: Span, error: Exception) -> None:

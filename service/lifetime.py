@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from enum import Enum, auto
 
 
@@ -19,6 +18,8 @@ class Ending(Enum):
 class Waits:
     """Adds up seconds during which at least one wait was on: overlapping waits count once."""
 
+    __slots__ = ("_clock", "_open", "_since", "_sum", "_within")
+
     def __init__(self, clock: Callable[[], float], within: Waits | None = None) -> None:
         self._clock = clock
         self._within = within
@@ -27,14 +28,15 @@ class Waits:
         self._since = 0.0
         self._sum = 0.0
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """The block inside is a wait."""
+    def waiting(self) -> Waits:
+        """`with waits.waiting():` the block inside is a wait."""
+        return self
+
+    def __enter__(self) -> None:
         self._begin()
-        try:
-            yield
-        finally:
-            self._end()
+
+    def __exit__(self, *_ended: object) -> None:
+        self._end()
 
     def _begin(self) -> None:
         if not self._open:

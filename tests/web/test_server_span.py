@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from flask import g, request
@@ -263,6 +263,19 @@ def test_the_span_of_a_client_that_leaves_its_stream_is_the_instrumentations(mon
 )
 def test_address_and_port_are_what_the_client_named(host: str, port: str, named: tuple[str, int | None]) -> None:
     assert server_span._server(host, port) == named
+
+
+def test_the_span_begins_with_the_requests_first_byte() -> None:
+    began: list[int] = []
+    with telemetry() as told:
+        app = LoopFlask("x")
+        server_span.install(app, told.telemetry.tracing.provider)
+        app.before_request(lambda: began.append(Channel.of(request.environ).lifetime.started_ns))
+        environ = app.test_request_context("/nowhere").request.environ
+        first_byte = Channel.of(environ).lifetime.started_ns  # in comes the first byte; Flask gets its turn later
+        cast(Any, app(environ, lambda *_started: print)).close()
+        (span,) = told._exporter.get_finished_spans()
+    assert (span.start_time, began) == (first_byte, [first_byte])
 
 
 def test_a_bug_in_a_hook_is_an_error_with_its_type_and_without_its_words() -> None:
