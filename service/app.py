@@ -36,12 +36,12 @@ from service.upstream.client import Client, Clients
 from service.upstream.provider import Provider
 from service.upstream.providers import PROVIDERS, models_of
 from service.upstream.transport import Transport
-from service.web import generate, hooks, native, ops, routes
+from service.web import aggregate, generate, hooks, native, ops, routes
 from service.web.ask import Asker
 from service.web.auth import Gate
 from service.web.flask_loop import LoopFlask
 
-ROUTES = routes.RULES | set(generate.RULES)
+ROUTES = routes.RULES | {*generate.RULES, *aggregate.RULES}
 FLUSH_SECONDS = 1.0
 """For the last spans and log lines, inside the grace that the worker keeps for it."""
 LEDGER_SECONDS = 0.5
@@ -108,7 +108,9 @@ def create_gateway(
     native.register(app, providers, pipelines, first_byte_timeout)
     default_models = {name: upstream.default_model for name, upstream in settings.upstreams.items()}
     asker = Asker(providers, pipelines, default_models, first_byte_timeout)
-    generate.register(app, asker, generate.Limits(settings.batch_concurrency, settings.batch_max_prompts))
+    fan_out = generate.Limits(settings.batch_concurrency, settings.batch_max_prompts)
+    generate.register(app, asker, fan_out)
+    aggregate.register(app, asker, fan_out)
     return Gateway(app, telemetry, clients, exposition, LagMonitor(telemetry.metrics, telemetry.log), keeping)
 
 

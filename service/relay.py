@@ -209,7 +209,7 @@ def abandon(
     `status` is the provider's; `begun` says that the client has it too. Else it gets one of ours, or is gone. `sent` says
     that an attempt was under way.
     """
-    outcome = outcome_of_ending(exchange, error)
+    outcome = Outcome.UPSTREAM_TIMEOUT if call.out_of_time else outcome_of_ending(exchange, error)
     if not begun and exchange.call is call:
         exchange.status = _STATUS.get(outcome)
     if not call.ended:  # a stream whose last word has gone out has ended already

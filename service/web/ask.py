@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -13,9 +14,9 @@ from msgspec import Meta
 from observability.catalog import Attr
 from service.account.exchange import Call, Exchange
 from service.answer import Answer
-from service.errors import BadRequest, GatewayError, UnsupportedMedia
+from service.errors import AnswerTimeout, BadRequest, GatewayError, UnsupportedMedia
 from service.pipeline import Pipeline
-from service.record import Usage
+from service.record import Certainty, Cost, Usage
 from service.upstream.client import Prepared
 from service.upstream.provider import MB, Generated, Prompt, Provider
 from service.web import reply
@@ -69,6 +70,32 @@ class Answered:
     usage: Usage
 
 
+class _Bound:
+    """Ends a call that takes longer than `seconds` (None: it may) as a timeout, wherever it is. Raises `AnswerTimeout`."""
+
+    def __init__(self, call: Call, seconds: float | None) -> None:
+        self._call, self._seconds = call, seconds
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> None:
+        if self._seconds is not None:
+            task = asyncio.current_task()
+            assert task is not None
+            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._expire, task)
+
+    def _expire(self, task: asyncio.Task[Any]) -> None:
+        self._call.out_of_time = True
+        task.cancel()
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        if self._timer is None:
+            return
+        self._timer.cancel()
+        task = asyncio.current_task()
+        if self._call.out_of_time and task is not None and not task.uncancel() and kind is asyncio.CancelledError:
+            raise AnswerTimeout(f"the task took longer than its timeout of {self._seconds:g} s") from None
+
+
 class Asker:
     """Asks. `models` are the providers' default models, `timeout` seconds until an answer begins."""
 
@@ -89,7 +116,7 @@ class Asker:
         name = options.provider or next(iter(self._by_name))
         provider = self._by_name.get(name)
         if provider is None:
-            field = f"{path}provider"
+            field = f"{path}.provider" if path else "provider"
             raise BadRequest(f"{field}: not one of the values allowed ({', '.join(self._by_name)})", field=field)
         admitted().credential(provider)
         return provider, options.model or self._models[provider.name]
@@ -103,17 +130,22 @@ class Asker:
         *,
         task: str | None = None,
         timeout: float | None = None,
+        opened: list[Call] | None = None,
     ) -> Answered:
-        """One call. `task` is its name among others, `timeout` its own bound in seconds. Raises `GatewayError`."""
+        """One call. `task` is its name among others, `timeout` its own bound in seconds; it is added to `opened`. Raises
+        `GatewayError`."""
         provider, model = self.chosen(options)
         attributes: dict[str, str | int | None] = {Attr.REQUEST_MAX_TOKENS: options.max_tokens, Attr.TASK: task}
         call = exchange.open_call(provider.name, provider.operation, model, streaming=False, attributes=attributes)
+        if opened is not None:
+            opened.append(call)
         post = provider.post(Prompt(text, model, options.max_tokens, options.system))
         patience = min(first_byte_timeout(channel.headers, self._timeout), timeout or self._timeout)
         headers = [(b"content-type", b"application/json"), *post.headers, *admitted().credential(provider)]
         prepared = Prepared("POST", post.target, headers, msgspec.json.encode(post.body), patience)
-        answer = await self._pipelines[provider.name].run(exchange, call, prepared, check=provider.generated)
-        body = await reply.drained(answer.body)
+        async with _Bound(call, timeout):
+            answer = await self._pipelines[provider.name].run(exchange, call, prepared, check=provider.generated)
+            body = await reply.drained(answer.body)
         if answer.status >= 400:
             raise ProviderSaidNo(provider, answer, body)
         generated, usage = provider.generated(body), call.says().usage or Usage()
@@ -142,6 +174,14 @@ def tokens(usage: Usage) -> dict[str, int | None]:
     }
 
 
+def money(costs: Sequence[Cost | None]) -> dict[str, Any]:
+    """What calls cost together, in US dollars, as far as it is known; the certainty is that of the least certain."""
+    known = [cost for cost in costs if cost is not None]
+    priced = [cost for cost in known if cost.certainty is not Certainty.UNPRICED]
+    certainty = max((cost.certainty for cost in known), key=list(Certainty).index, default=Certainty.UNPRICED)
+    return {"usd": sum(cost.total for cost in priced) / 1e9 if priced else None, "certainty": certainty.value}
+
+
 def _shown(generated: Generated, usage: Usage, call: Call, exchange: Exchange, provider: Provider) -> dict[str, Any]:
     return {
         "id": generated.id,
@@ -150,6 +190,6 @@ def _shown(generated: Generated, usage: Usage, call: Call, exchange: Exchange, p
         "content": [{"type": "text", "text": text} for text in generated.texts],
         "stop_reason": generated.stop_reason,
         "usage": tokens(usage),
-        "cost": {"usd": None, "certainty": "unpriced"},
+        "cost": money([call.cost]),
         "trace_id": exchange.trace_id,
     }

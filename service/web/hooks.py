@@ -54,7 +54,7 @@ def open_and_close(app: LoopFlask, closing: Closing, tracing: Tracing, gate: Gat
         exchange: Exchange | None = g.get("exchange")
         if exchange is None:
             return response
-        response.headers["x-request-id"] = exchange.request_id
+        response.headers.setdefault("x-request-id", exchange.request_id)  # OpenAI's own has that name: it passes
         response.headers["x-trace-id"] = exchange.trace_id
         exchange.status = response.status_code
         if not isinstance(response, StreamedResponse):

@@ -165,14 +165,14 @@ def _shown(model: str) -> str:
 _NAMED = re.compile(r"(?:missing required|contains unknown) field `(.+)`")
 
 
-def decode(body: bytes, kind: type[T]) -> T:
-    """Typed JSON. Raises `BadRequest` that names the field; never quotes the body."""
+def decode(body: bytes | msgspec.Raw, kind: type[T], path: str = "") -> T:
+    """Typed JSON. Raises `BadRequest` that names the field, below `path`; never quotes the body."""
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        what, _, path = str(error).partition(" - at `$")
+        what, _, inside = str(error).partition(" - at `$")
         named = _NAMED.search(what)
-        field = ".".join(filter(None, (path.strip("`."), named and named[1])))[:128] or "body"
+        field = ".".join(filter(None, (path, inside.strip("`."), named and named[1])))[:256] or "body"
         what = "not one of the values allowed" if what.startswith("Invalid enum value") else what[:256]
         raise BadRequest(f"{field}: {what}", field=field) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,8 @@ from flask.testing import FlaskClient
 
 from service import settings
 from service.app import create_gateway
+from service.upstream.provider import Provider
+from service.upstream.providers import PROVIDERS
 from service.web.flask_loop import background
 from tests.support.claude import MESSAGE
 from tests.support.inside import Told, telemetry
@@ -39,18 +41,18 @@ def open_stage() -> Iterator[Open]:
     """Makes stages with further settings; all are closed at the end."""
     with ExitStack() as stack:
 
-        def make(**environ: str) -> Stage:
+        def make(providers: Sequence[Provider] = PROVIDERS, **environ: str) -> Stage:
             upstream = stack.enter_context(Upstream(json_answer(MESSAGE)))
             told = stack.enter_context(telemetry())
             base = {
                 "ANTHROPIC_API_KEY": "sk-ant-provider",
-                "CLAUDE_PROXY_ANTHROPIC_BASE_URL": upstream.url,
+                **{row.name: upstream.url for row in settings.table(providers) if row.attribute == "base_url"},
                 "CLAUDE_PROXY_MAX_RETRIES": "0",
                 "CLAUDE_PROXY_LEDGER": "off",
                 "CLAUDE_PROXY_PACING": "off",
             }
             merged = {name: value for name, value in (base | environ).items() if value}
-            gateway = create_gateway(settings.load(merged), told.telemetry)
+            gateway = create_gateway(settings.load(merged, providers), told.telemetry, providers)
             stack.callback(lambda: background().run(gateway.client.aclose()))
             return Stage(gateway.app.test_client(), told, upstream)
 

@@ -123,7 +123,7 @@ def test_generate_answers_with_the_text_the_usage_and_the_trace(stage: Stage) ->
         "content": [{"type": "text", "text": "Hello"}],
         "stop_reason": "end_turn",
         "usage": {"input_tokens": 40, "output_tokens": 7, "cache_read_tokens": 5, "cache_write_tokens": 10},
-        "cost": {"usd": None, "certainty": "unpriced"},
+        "cost": {"usd": 0.000291, "certainty": "exact"},
         "trace_id": response.headers["x-trace-id"],
     }
     (seen,) = stage.upstream.seen
