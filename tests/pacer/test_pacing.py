@@ -186,6 +186,23 @@ def test_who_leaves_as_it_is_let_go_gives_back_what_was_taken(host: Host) -> Non
     assert pool(host).open == 0
 
 
+def test_who_leaves_just_after_it_was_let_go_gives_back_what_was_taken(host: Host) -> None:
+    async def scene() -> None:
+        pacer = host.worker()
+        await empty(pacer)
+        leaver = asyncio.ensure_future(pacer.acquire(KEY, ask()))
+        await asyncio.sleep(0)
+        host.loop.now += 1.6
+        pacer._look(KEY.digest, pacer._lines[KEY.digest])
+        assert pool(host).open == 1
+        leaver.cancel()
+        await asyncio.wait([leaver])
+
+    host.run(scene())
+    assert pool(host).open == 0
+    assert pool(host).level[0] > 1
+
+
 def test_a_429_shuts_the_gate_for_all_workers(host: Host) -> None:
     async def scene() -> list[float]:
         one, two = host.worker(0), host.worker(1)

@@ -160,6 +160,18 @@ def test_refill_is_even_and_ends_at_the_limit() -> None:
     assert pool.level[0] == 60
 
 
+def test_nothing_is_refilled_behind_a_burst_that_may_still_be_on_its_way() -> None:
+    pool = known(60, now=0.0)
+    pool.advance(100.0)
+    while pool.fits(ONE, 100.0):
+        pool.take(ONE, 100.0)
+    pool.advance(100.9)
+    assert pool.level[0] < 0.5  # the provider's bucket is full until the burst is there: it takes no refill
+    pool.unanswered[0] = 0.0  # all answered
+    pool.advance(101.9)
+    assert pool.level[0] == pytest.approx(1.0, abs=0.1)
+
+
 @given(st.lists(st.floats(-5, 5), max_size=30))
 def test_a_clock_that_jumps_back_never_gives_more_than_time_that_passed(steps: list[float]) -> None:
     pool = known(60, remaining=0)
