@@ -5,9 +5,10 @@ Sources: the SDK's types (anthropic 2.12.0), the API's pages on errors and rate 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -151,6 +152,16 @@ class Anthropic(Provider):
     def error_event(self, said: Said) -> bytes:
         """An SSE `error` event."""
         return b"event: error\ndata: " + msgspec.json.encode(self.error_body(said)) + b"\n\n"
+
+    def limit_headers(self, left: Mapping[str, tuple[float, float, float]], now: float) -> list[tuple[str, str]]:
+        """`anthropic-ratelimit-{requests,tokens}-{limit,remaining,reset}`; a reset is RFC 3339, in whole seconds."""
+        found = []
+        for name in left.keys() & {"requests", "tokens"}:
+            limit, remaining, seconds = left[name]
+            reset = datetime.fromtimestamp(math.ceil(now + seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            told = {"limit": str(math.ceil(limit)), "remaining": str(math.floor(remaining)), "reset": reset}
+            found += [(f"anthropic-ratelimit-{name}-{what}", value) for what, value in told.items()]
+        return found
 
     def post(self, prompt: Prompt) -> Post:
         """A message of one turn."""

@@ -5,6 +5,7 @@ Sources: the SDK's types (openai 3.54.0); the rate-limit headers' durations from
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -139,6 +140,15 @@ class OpenAI(Provider):
         body = {"type": "error", "sequence_number": 0, **self.error_body(said)}
         return b"event: error\ndata: " + msgspec.json.encode(body) + b"\n\n"
 
+    def limit_headers(self, left: Mapping[str, tuple[float, float, float]], now: float) -> list[tuple[str, str]]:
+        """`x-ratelimit-{limit,remaining,reset}-{requests,tokens}`; a reset is a duration."""
+        found = []
+        for name in left.keys() & {"requests", "tokens"}:
+            limit, remaining, seconds = left[name]
+            told = {"limit": str(math.ceil(limit)), "remaining": str(math.floor(remaining)), "reset": written(seconds)}
+            found += [(f"x-ratelimit-{what}-{name}", value) for what, value in told.items()]
+        return found
+
     def post(self, prompt: Prompt) -> Post:
         """A chat completion of one turn."""
         system = [{"role": "system", "content": prompt.system}] if prompt.system is not None else []
@@ -179,6 +189,17 @@ def duration(text: str) -> float | None:
     if not pieces or "".join(number + unit for number, unit in pieces) != text:
         return None
     return sum(float(number) * _UNITS[unit] for number, unit in pieces)
+
+
+def written(seconds: float) -> str:
+    """Seconds as a Go duration, rounded up to milliseconds."""
+    whole, ms = divmod(math.ceil(seconds * 1000), 1000)
+    if not whole:
+        return f"{ms}ms" if ms else "0s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    last = f"{rest}.{ms:03}".rstrip("0").rstrip(".") if ms else str(rest)
+    return (f"{hours}h" if hours else "") + (f"{minutes}m" if hours or minutes else "") + f"{last}s"
 
 
 def _limit(code: str, kind: str, headers: Mapping[str, str]) -> str:

@@ -257,6 +257,10 @@ class Provider(ABC):
     def error_event(self, said: Said) -> bytes:
         """The same as an event of its stream."""
 
+    def limit_headers(self, left: Mapping[str, tuple[float, float, float]], now: float) -> list[tuple[str, str]]:
+        """What is left of a client's own limits (limit, remaining, seconds until it is all there), at Unix time `now`."""
+        return []
+
     def with_model(self, target: str, body: bytes | object, model: str) -> tuple[str, bytes] | None:
         """Target and body of the same request to another model, every other byte of a value kept; None where the body
         cannot be read (it is compressed, or no JSON object)."""

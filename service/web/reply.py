@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -51,12 +52,21 @@ def passed_on(answer: Answer, exchange: Exchange) -> Response:
     upstream, own = exchange.lifetime.upstream.seconds, spent - exchange.lifetime.waited.seconds
     response.headers.add("server-timing", f"upstream;dur={upstream * 1e3:.3f}, gateway;dur={own * 1e3:.3f}")
     response.stream_body = answer.body
-    return response
+    return _with_limits(response)
 
 
 def own_json(value: Any, status: int = 200) -> Response:
     """A JSON answer of ours."""
-    return Response(msgspec.json.encode(value), status=status, content_type="application/json")
+    return _with_limits(Response(msgspec.json.encode(value), status=status, content_type="application/json"))
+
+
+def _with_limits(response: Response) -> Response:
+    """Where the client has limits of its own, those are the ones that it must know: they replace the provider's."""
+    exchange: Exchange | None = g.get("exchange")
+    if exchange is not None and exchange.left:
+        for name, value in speaker().limit_headers(exchange.left, time.time()):
+            response.headers[name] = value
+    return response
 
 
 def own_error(error: GatewayError) -> Response:
