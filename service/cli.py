@@ -13,7 +13,7 @@ from pathlib import Path
 
 import service
 from observability import catalog
-from service import ledger_cli, parse, settings
+from service import ledger_cli, parse, reconcile_cli, settings
 from service.errors import SettingsError
 from service.simulator import command as simulate
 from service.web.auth import hash_key
@@ -81,8 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_env_file(check)
     check.set_defaults(run=_check)
 
-    _add_env_file(ledger := ledger_cli.add_command(commands))
-    ledger.set_defaults(run=lambda arguments: ledger_cli.run(arguments, _environment(arguments).merged))
+    _add_accounts(commands)
 
     key = commands.add_parser(
         "key",
@@ -92,6 +91,13 @@ def _parser() -> argparse.ArgumentParser:
     key.add_argument("name", help="who it is for: letters, digits, dot, dash, underscore")
     key.set_defaults(run=_key)
     return parser  # fmt: skip
+
+
+def _add_accounts(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    _add_env_file(ledger := ledger_cli.add_command(commands))
+    ledger.set_defaults(run=lambda arguments: ledger_cli.run(arguments, _environment(arguments).merged))
+    _add_env_file(reconcile := reconcile_cli.add_command(commands))
+    reconcile.set_defaults(run=lambda arguments: reconcile_cli.run(arguments, _environment(arguments).merged))
 
 
 def _helped(parser: argparse.ArgumentParser) -> int:

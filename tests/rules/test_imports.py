@@ -12,13 +12,13 @@ from tests.rules.modules import Module, modules, own_imports
 
 LADDER = (
     ("cli",),
-    ("gunicorn_conf", "ledger_cli"),
+    ("gunicorn_conf", "ledger_cli", "reconcile_cli"),
     ("worker",),
     ("asgi", "wsgi"),
     ("app",),
     ("web",),
-    ("pipeline", "settings"),
-    ("results", "capacity", "allowances", "caching"),
+    ("pipeline", "settings", "reconcile_report"),
+    ("results", "capacity", "allowances", "caching", "batching"),
     ("relay", "tries", "pacer"),
     ("policy", "store", "upstream", "account", "setting_rows", "setting_values"),
     ("record", "errors", "lifetime", "parse", "answer"),
