@@ -210,6 +210,11 @@ BATCH_OLDEST = Metric(
     "claude_proxy_batch_oldest_seconds", Type.GAUGE,
     "Age of the oldest message batch whose results have not been fetched here.", (PROVIDER,), per_host=True,
 )  # fmt: skip
+BATCH_NEXT_EXPIRY = Metric(
+    "claude_proxy_batch_next_expiry_timestamp_seconds", Type.GAUGE,
+    "When the next unfetched message batch runs out: an unfinished one a day after its creation, results after 29 days.",
+    (PROVIDER,), per_host=True,
+)  # fmt: skip
 CLIENT_REQUESTS = Metric(
     "claude_proxy_client_requests", Type.COUNTER, "Requests ended, by configured client.", ("client",)
 )
@@ -246,7 +251,8 @@ METRICS: tuple[Metric, ...] = (
     REQUESTS, REQUEST_DURATION, IN_FLIGHT, OVERHEAD, UPSTREAM_ATTEMPTS, UPSTREAM_429,
     QUEUE_DEPTH, QUEUE_WAIT, RETRY_WAIT, FALLBACKS, LIMITER_FAIL_OPEN, CACHE_REQUESTS,
     QUOTA_LIMIT, QUOTA_REMAINING, QUOTA_RESET, STREAM_OUTCOMES, STREAM_LONGEST_GAP, REJECTED,
-    COST, UNPRICED, BATCH_SAVED, BATCH_FORGONE, BATCH_OLDEST, CLIENT_REQUESTS, CLIENT_COST, CLIENT_BUDGET, LEDGER_BACKLOG,
+    COST, UNPRICED, BATCH_SAVED, BATCH_FORGONE, BATCH_OLDEST, BATCH_NEXT_EXPIRY,
+    CLIENT_REQUESTS, CLIENT_COST, CLIENT_BUDGET, LEDGER_BACKLOG,
     EVENT_LOOP_LAG, TELEMETRY_DROPPED, TELEMETRY_LAST_SUCCESS, LABEL_OVERFLOW, SERIES, BUILD_INFO,
 )  # fmt: skip
 
@@ -256,7 +262,7 @@ STOCK_PREFIXES = ("flask_", "process_", "python_")
 
 _NOT_YET = (
     QUEUE_DEPTH, QUEUE_WAIT, RETRY_WAIT, FALLBACKS, LIMITER_FAIL_OPEN, CACHE_REQUESTS, COST, UNPRICED, BATCH_SAVED,
-    BATCH_FORGONE, BATCH_OLDEST, CLIENT_REQUESTS, CLIENT_COST, CLIENT_BUDGET, LEDGER_BACKLOG,
+    BATCH_FORGONE, BATCH_OLDEST, BATCH_NEXT_EXPIRY, CLIENT_REQUESTS, CLIENT_COST, CLIENT_BUDGET, LEDGER_BACKLOG,
 )  # fmt: skip
 LATER: frozenset[str] = frozenset(metric.name for metric in _NOT_YET) | {
     Attr.RESEND_COUNT, Attr.LIMITED_BY, Attr.PREDICTED_WAIT, Attr.RETRY_REASON, Attr.BACKOFF_SECONDS,

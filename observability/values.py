@@ -89,6 +89,7 @@ LOSSES = (
     ("logs", "write_failed"),
     ("ledger", "backlog_full"),
     ("ledger", "write_failed"),
+    ("ledger", "unreadable"),
 )
 """What can be lost and why: these series stand at 0 from the start, or Prometheus' rate() would miss the first loss."""
 

@@ -19,6 +19,7 @@ from service.account.bookkeeping import Bookkeeping
 from service.account.closing import Closing
 from service.account.pauses import Pauses
 from service.allowances import Allowance, Allowances
+from service.batching import Batching
 from service.caching import Caching
 from service.capacity import Capacity
 from service.pacer.clients import ClientLimits
@@ -32,6 +33,7 @@ from service.settings import Settings, Upstream
 from service.store.answers import Answers
 from service.store.shared import SharedState
 from service.tries import Plan
+from service.upstream.anthropic import Anthropic
 from service.upstream.client import Client, Clients
 from service.upstream.provider import Provider
 from service.upstream.providers import PROVIDERS, models_of
@@ -105,7 +107,7 @@ def create_gateway(
     exposition = Exposition(telemetry.metrics)
     ops.register(app, gate, exposition, lambda: keeping.writable)
     first_byte_timeout = min(settings.first_byte_timeout, settings.total_timeout)
-    native.register(app, providers, pipelines, first_byte_timeout)
+    native.register(app, providers, pipelines, first_byte_timeout, _batching(telemetry, keeping))
     default_models = {name: upstream.default_model for name, upstream in settings.upstreams.items()}
     asker = Asker(providers, pipelines, default_models, first_byte_timeout)
     fan_out = generate.Limits(settings.batch_concurrency, settings.batch_max_prompts)
@@ -147,6 +149,13 @@ def _pipelines(
         )
         for provider in providers
     }
+
+
+def _batching(telemetry: Telemetry, keeping: Bookkeeping) -> dict[str, Batching]:
+    if keeping.batches is None:
+        return {}
+    claude = Anthropic()
+    return {claude.name: Batching(keeping.batches, telemetry.log, claude.name, claude.operation)}
 
 
 def _allowances(settings: Settings, telemetry: Telemetry) -> dict[str, Allowance]:

@@ -53,7 +53,7 @@ class BatchBooks:
         self._said: dict[str, BatchSeen] = {}
 
     def result(
-        self, fetch: Fetch, custom_id: str, outcome: Outcome, error_type: str | None, answered: Answered, *, sold: bool
+        self, fetch: Fetch, custom_id: str, outcome: Outcome, error_type: str | None, sold: bool, answered: Answered
     ) -> None:
         """A result is passing: its row, priced by the day it is fetched. `sold` is false for one that costs nothing."""
         now = self._clock()
@@ -103,9 +103,10 @@ class BatchBooks:
         cost = self._prices.cost(provider, model, usage, variant, now)
         return cost, self._prices.batch_saving(provider, model, usage, variant, now)
 
-    def fetched(self, fetch: Fetch, unreadable: int) -> None:
-        """All results of a batch have passed; of so many no row could be made."""
-        self._journal.batch_seen(BatchSeen(fetch.provider, fetch.batch_id, fetched_at=self._clock()))
+    def fetched(self, fetch: Fetch, unreadable: int, *, whole: bool) -> None:
+        """A batch's results have passed, all of them if `whole`; of so many no row could be made."""
+        if whole:
+            self._journal.batch_seen(BatchSeen(fetch.provider, fetch.batch_id, fetched_at=self._clock()))
         if unreadable:
             self._on_drop(UNREADABLE, unreadable)
 
@@ -128,6 +129,7 @@ class Counting:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._shown: set[str] = set()
 
     def on_new(self, rows: list[Row]) -> None:
         """Tokens, cost and savings of the results among rows that are new in the ledger."""
@@ -140,12 +142,18 @@ class Counting:
             self._metrics.add(metric, labels, amount / 1e9 if metric in _MONEY else amount)
 
     def on_waiting(self, waiting: list[Waiting]) -> None:
-        """Age of the oldest batch and when the next one runs out; gone soon after nobody waits any more."""
+        """Age of the oldest batch and when the next one runs out; nothing once nobody waits any more."""
         now = time.time()
         for provider, oldest, next_expiry in waiting:
-            until = now + SHOWN_SECONDS
-            self._metrics.see(catalog.BATCH_OLDEST, max(0.0, now - oldest), (provider,), until, now)
-            self._metrics.see(catalog.BATCH_NEXT_EXPIRY, next_expiry, (provider,), until, now)
+            self._show(provider, max(0.0, now - oldest), next_expiry, now + SHOWN_SECONDS, now)
+        there = {each.provider for each in waiting}
+        for provider in self._shown - there:
+            self._show(provider, 0.0, 0.0, now, now)
+        self._shown = there
+
+    def _show(self, provider: str, age: float, next_expiry: float, until: float, now: float) -> None:
+        self._metrics.see(catalog.BATCH_OLDEST, age, (provider,), until, now)
+        self._metrics.see(catalog.BATCH_NEXT_EXPIRY, next_expiry, (provider,), until, now)
 
 
 _MONEY = (catalog.COST, catalog.CLIENT_COST, catalog.BATCH_SAVED)

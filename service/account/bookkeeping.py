@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from observability import catalog
 from observability.catalog import LogEvent
 from observability.start import Telemetry
+from service.account.batches import BatchBooks, Counting
 from service.account.books import Books
 from service.account.journal import Journal
 from service.account.prices import Prices
@@ -36,6 +37,7 @@ class Bookkeeping:
             raise SettingsError(f"CLAUDE_PROXY_PRICES_FILE: {error}") from None
         self.journal = None if directory is None else Journal(directory, self._dropped)
         self.books = Books(self.prices, self.journal)
+        self.batches = None if self.journal is None else BatchBooks(self.prices, self.journal, self._dropped)
         self._writer: LedgerWriter | None = None
 
     @property
@@ -50,8 +52,14 @@ class Bookkeeping:
         from service.account.ledger import Ledger
         from service.account.ledger_writer import Hooks, LedgerWriter
 
+        counting = Counting(self._metrics)
         hooks = Hooks(
-            on_drop=self._dropped, on_success=self._succeeded, on_round=self._tell_backlog, on_trouble=self._tell
+            on_drop=self._dropped,
+            on_success=self._succeeded,
+            on_round=self._tell_backlog,
+            on_new=counting.on_new,
+            on_waiting=counting.on_waiting,
+            on_trouble=self._tell,
         )
         self._writer = LedgerWriter(self.journal, Ledger(self.journal.directory), hooks, keep_days=self._keep_days)
         self._writer.start()

@@ -160,6 +160,7 @@ class LedgerWriter:
         try:
             with self.ledger.transaction() as connection:
                 ledger_batches.see(connection, seen)
+            self._next_batches = 0.0
         except Exception as error:
             if not _is_the_rows_fault(error):
                 raise

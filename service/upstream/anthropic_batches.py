@@ -79,18 +79,22 @@ class ResultsReader:
         if encoding not in ("", "identity", "gzip"):
             self._give_up()
 
-    def feed(self, chunk: bytes) -> Iterator[Result]:
-        """The results that `chunk` completes; to be iterated to the end. Never raises."""
+    def feed(self, chunk: bytes) -> Iterator[Result | None]:
+        """The results that `chunk` completes; to be iterated to the end. None is none, where a pause can be made. Never
+        raises."""
         for piece in self._inflated(chunk):
             first, *more = piece.split(b"\n")
             self._hold(first)
             for following in more:
-                yield from self._line()
+                if self._held:
+                    yield self._line()
                 self._hold(following)
+            yield None
 
-    def end(self) -> Iterator[Result]:
+    def end(self) -> Iterator[Result | None]:
         """The answer is over: what a last line without a line's end says."""
-        yield from self._line()
+        if self._held:
+            yield self._line()
 
     def _give_up(self) -> None:
         self.unreadable += 1
@@ -123,17 +127,19 @@ class ResultsReader:
         elif part:
             self._parts.append(part)
 
-    def _line(self) -> Iterator[Result]:
+    def _line(self) -> Result | None:
         held, line = self._held, b"".join(self._parts)
         self._held = 0
         self._parts.clear()
-        if held > LONGEST_LINE:
-            self.unreadable += 1
-        elif line.strip():
+        if held <= LONGEST_LINE:
+            if not line.strip():
+                return None
             try:
-                yield _result(line)
+                return _result(line)
             except NOT_OURS:
-                self.unreadable += 1
+                pass
+        self.unreadable += 1
+        return None
 
 
 def _result(line: bytes) -> Result:

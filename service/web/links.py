@@ -10,7 +10,6 @@ import re
 from dataclasses import replace
 
 from service.answer import Answer, Body
-from service.web import reply
 from service.web.channel import RawHeaders
 
 _RESULTS_URL = re.compile(rb'("results_url"\s*:\s*")https?://[^"]*?(?=/v1/messages/batches/)')
@@ -27,10 +26,10 @@ def base_url(headers: RawHeaders, scheme: str, prefix: str) -> bytes | None:
     return (forwarded if forwarded in (b"http", b"https") else scheme.encode()) + b"://" + host + prefix.encode()
 
 
-async def lead_back(answer: Answer, base: bytes) -> Answer:
-    """The answer with its results under `base`; every other byte stays. It must not be compressed."""
-    body = await reply.drained(answer.body)
-    changed = _RESULTS_URL.sub(lambda match: match[1] + base, body)
+def lead_back(answer: Answer, body: bytes, base: bytes | None) -> Answer:
+    """The answer, whose whole body this is, with its results under `base`; every other byte stays. It must not be
+    compressed."""
+    changed = body if base is None else _RESULTS_URL.sub(lambda match: match[1] + base, body)
     headers = answer.headers
     if changed != body:
         length = str(len(changed)).encode()

@@ -13,6 +13,8 @@ from flask import Flask, Response, g, request
 
 from observability.catalog import OTHER, Attr
 from service.account.exchange import Call, Exchange
+from service.answer import Answer
+from service.batching import Batching
 from service.errors import BadRequest, LengthTooLarge
 from service.pipeline import Pipeline
 from service.upstream.client import Prepared
@@ -27,32 +29,39 @@ _NOT_FORWARDED = {b"host", b"expect", b"content-length", b"traceparent", b"trace
 
 
 def register(
-    app: Flask, providers: Sequence[Provider], pipelines: Mapping[str, Pipeline], first_byte_timeout: float
+    app: Flask,
+    providers: Sequence[Provider],
+    pipelines: Mapping[str, Pipeline],
+    first_byte_timeout: float,
+    batching: Mapping[str, Batching],
 ) -> None:
-    """Add every native route of every provider to `app`; `pipelines` are keyed by the provider's name."""
+    """Add every native route of every provider to `app`; `pipelines` and `batching` are keyed by the provider's name."""
     app.extensions[routes.KEY] = providers
     for rule, provider, route in routes.served(providers):
-        native = Native(provider, pipelines[provider.name], first_byte_timeout)
+        native = Native(provider, pipelines[provider.name], first_byte_timeout, batching.get(provider.name))
         app.add_url_rule(rule, endpoint=f"native{rule}", view_func=native.view(route), methods=list(route.methods))
 
 
 class Native:
     """The views of one provider."""
 
-    def __init__(self, provider: Provider, pipeline: Pipeline, first_byte_timeout: float) -> None:
+    def __init__(
+        self, provider: Provider, pipeline: Pipeline, first_byte_timeout: float, batching: Batching | None
+    ) -> None:
         self._provider = provider
         self._pipeline = pipeline
+        self._batching = batching
         self._first_byte_timeout = first_byte_timeout
 
     def view(self, route: Route) -> Callable[..., Awaitable[Response]]:
         """The view of one route."""
 
         async def view(**path: str) -> Response:
-            return await self._forward(route, path.get("model"))
+            return await self._forward(route, **path)
 
         return view
 
-    async def _forward(self, route: Route, model: str | None) -> Response:
+    async def _forward(self, route: Route, model: str | None = None, batch_id: str | None = None, **_: str) -> Response:
         channel, exchange = Channel.of(request.environ), reply.current_exchange()
         exchange.provider = self._provider.name
         credential = admitted().credential(self._provider)
@@ -69,10 +78,18 @@ class Native:
             first_byte_timeout(channel.headers, self._first_byte_timeout),
         )
         answer = await self._pipeline.run(exchange, call, prepared, large=route.large)
-        prefix = routes.prefix_of(channel.target, self._provider)
-        if route.links and (base := links.base_url(channel.headers, request.scheme, prefix)):
-            answer = await links.lead_back(answer, base)
+        if route.links:
+            answer = await self._of_batches(answer, channel)
+        elif route.large and batch_id and self._batching is not None and request.method == "GET":
+            answer = self._batching.watched(answer, exchange, batch_id)
         return reply.passed_on(answer, exchange)
+
+    async def _of_batches(self, answer: Answer, channel: Channel) -> Answer:
+        body = await reply.drained(answer.body)
+        if self._batching is not None and answer.status < 300:
+            self._batching.noted(body)
+        prefix = routes.prefix_of(channel.target, self._provider)
+        return links.lead_back(answer, body, links.base_url(channel.headers, request.scheme, prefix))
 
     async def _body(self, route: Route, channel: Channel) -> tuple[bytes | AsyncIterator[bytes], Asked | None]:
         if route.streamed and request.method == "POST":
