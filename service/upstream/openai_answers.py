@@ -20,6 +20,7 @@ SPEND = frozenset(
     (
         "insufficient_quota",
         "billing_hard_limit_reached",
+        "billing_not_active",
         "organization_spend_limit_exceeded",
         "project_spend_limit_exceeded",
     )
@@ -27,7 +28,9 @@ SPEND = frozenset(
 """Codes of a 429 that no waiting helps against."""
 _OUTCOMES = {
     **dict.fromkeys(SPEND | {"rate_limit_exceeded"}, Outcome.UPSTREAM_429),
-    **dict.fromkeys(("server_overloaded", "slow_down", "service_unavailable"), Outcome.UPSTREAM_OVERLOADED),
+    **dict.fromkeys(
+        ("server_is_overloaded", "server_overloaded", "slow_down", "service_unavailable"), Outcome.UPSTREAM_OVERLOADED
+    ),
     **dict.fromkeys(("context_length_exceeded", "invalid_prompt", "invalid_request_error"), Outcome.CLIENT_INVALID),
 }
 """Of an error inside a 200, by its code; any other is the provider's."""
