@@ -258,14 +258,3 @@ METRICS: tuple[Metric, ...] = (
 
 STOCK_PREFIXES = ("flask_", "process_", "python_")
 """Families of prometheus-flask-exporter and prometheus-client, exposed as they come (flask_* is time to headers)."""
-
-
-_NOT_YET = (
-    QUEUE_DEPTH, QUEUE_WAIT, RETRY_WAIT, FALLBACKS, LIMITER_FAIL_OPEN, CACHE_REQUESTS, COST, UNPRICED, BATCH_SAVED,
-    BATCH_FORGONE, BATCH_OLDEST, BATCH_NEXT_EXPIRY, CLIENT_REQUESTS, CLIENT_COST, CLIENT_BUDGET, LEDGER_BACKLOG,
-)  # fmt: skip
-LATER: frozenset[str] = frozenset(metric.name for metric in _NOT_YET) | {
-    Attr.RESEND_COUNT, Attr.LIMITED_BY, Attr.PREDICTED_WAIT, Attr.RETRY_REASON, Attr.BACKOFF_SECONDS,
-    Attr.BACKOFF_ASKED_BY, Attr.FALLBACK_FROM, Attr.CACHE, Attr.COST, Attr.CERTAINTY, Attr.TASK,
-}  # fmt: skip
-"""Declared, and not emitted yet."""

@@ -48,6 +48,7 @@ def start(
     made.set(catalog.BUILD_INFO, 1, (version, platform.python_version()))
     for loss in catalog.LOSSES:
         made.add(catalog.TELEMETRY_DROPPED, loss, 0)
+    made.add(catalog.LIMITER_FAIL_OPEN, (), 0)
 
     def dropped(signal: str, reason: str, count: int) -> None:
         made.add(catalog.TELEMETRY_DROPPED, (signal, reason), count)

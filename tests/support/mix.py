@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tests.support.claude import ASKED
@@ -121,3 +122,35 @@ def _send_the_rest_of_the_api(mix: Mix) -> None:
     mix.ask("GET", "/v1/files", **beta)
     mix.ask("GET", "/v1/files/file_none/content", **beta)
     assert fetch(mix.gateway, "GET", "/healthz").status == 200
+
+
+POLICY = {
+    "CLAUDE_PROXY_PACING": "on",
+    "CLAUDE_PROXY_MAX_RETRIES": "1",
+    "CLAUDE_PROXY_RETRY_BUDGET": "1",
+    "CLAUDE_PROXY_CACHE_TTL": "60",
+    "CLAUDE_PROXY_FALLBACKS": f"{ASKED['model']}=claude-sonnet-5-5",
+}
+"""Settings of a gateway for `send_policy`; a ledger and a file of client limits belong to it too."""
+
+
+def send_policy(gateway: Gateway) -> int:
+    """What waits, is tried again, handed over, given again and refused by policy; returns how many requests it was."""
+    mix = Mix(gateway)
+    with ThreadPoolExecutor(8) as pool:  # more at once than the careful start lets go
+        slow = [ASKED | {"max_tokens": 60 + n} for n in range(8)]
+        list(pool.map(lambda body: mix.ask("POST", "/v1/messages", body, "ttfb_ms=300"), slow))
+    mix.sent = len(slow)
+    for _ in range(2):
+        mix.ask("POST", "/v1/messages", ASKED)
+    mix.ask("POST", "/v1/messages", ASKED, **{"cache-control": "no-cache"})
+    mix.ask("POST", "/v1/messages", ASKED | {"max_tokens": 50}, "fault=overloaded")
+    mix.ask("POST", "/v1/messages", ASKED | {"model": "claude-fable-5-2"})
+    tasks = {"one": {"prompt": "Hello", "max_tokens": 8}, "two": {"prompt": "Hi", "max_tokens": 8}}
+    mix.ask("POST", "/aggregate", {"tasks": tasks})
+    batch = {"requests": [{"custom_id": "one", "params": ASKED}]}
+    made = json.loads(mix.ask("POST", "/v1/messages/batches", batch))
+    results = f"/v1/messages/batches/{made['id']}/results"
+    poll(lambda: b"custom_id" in mix.ask("GET", results), what="the batch to end")
+    mix.ask("POST", "/v1/messages/batches", batch)  # nobody fetches this one
+    return mix.sent
