@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from service import parse, setting_rows, settings
 from service.errors import SettingsError
@@ -17,7 +17,7 @@ from service.errors import SettingsError
 if TYPE_CHECKING:
     from service.account.reconcile import Key, Line, Theirs
     from service.account.reconcile_calls import CallDifference, TheirCall
-    from service.upstream.anthropic_admin import AdminClient, Period
+    from service.upstream.anthropic_admin import AdminClient, Counted, Period
 
 ADMIN_KEY = setting_rows.Setting(
     "ANTHROPIC_ADMIN_KEY", "admin_key", parse.key, "", "Key of Claude's Admin API, for `reconcile` alone.", True
@@ -124,9 +124,9 @@ def _client(arguments: argparse.Namespace, env: Mapping[str, str]) -> AdminClien
     if arguments.admin_key_file:
         env = {k: v for k, v in env.items() if k != ADMIN_KEY.name}
         env[f"{ADMIN_KEY.name}_FILE"] = str(arguments.admin_key_file)
-    key = setting_rows.value(ADMIN_KEY, env)
-    if not key and arguments.simulator:
-        key = _SIMULATED_KEY
+    # A key that reads real accounts is not for a simulator, unless it is named.
+    simulated = arguments.simulator and not arguments.admin_key_file
+    key = _SIMULATED_KEY if simulated else setting_rows.value(ADMIN_KEY, env)
     if not key:
         raise SettingsError(
             f"{ADMIN_KEY.name} is empty: set it, or {ADMIN_KEY.name}_FILE, or name a file with --admin-key-file. The Claude "
@@ -171,32 +171,27 @@ def _theirs(client: AdminClient, period: Period, keys: Sequence[str]) -> dict[Ke
     return found
 
 
-def _simulated(counts: Mapping[str, Any], since: str, until: str) -> list[TheirCall]:
+def _simulated(counted: Counted, since: str, until: str) -> list[TheirCall]:
     from service.account.reconcile import model_name
     from service.account.reconcile_calls import TheirCall
 
-    kept, all_ = len(counts["calls"]), counts["requests"]["total"]
-    if kept < all_:
-        _tell(f"the simulator keeps the last {kept:,} of {all_:,} requests: older calls are compared in the sums only")
+    kept, every = len(counted.calls), counted.requests.total
+    if kept < every:
+        _tell(f"the simulator keeps the last {kept:,} of {every:,} requests: older calls are compared in the sums only")
     found = []
-    for call in counts["calls"]:
-        billed, day = call["billed"], datetime.datetime.fromtimestamp(call["started"], datetime.UTC).date().isoformat()
-        if not billed["requests"] or call["provider"] != "anthropic" or not since <= day <= until:
+    for call in counted.calls:
+        billed, day = call.billed, datetime.datetime.fromtimestamp(call.started, datetime.UTC).date().isoformat()
+        if not billed.requests or call.provider != "anthropic" or not since <= day <= until:
             continue
-        hour = billed["cache_creation_1h_input_tokens"]
         tokens = {
-            "input": billed["input_tokens"],
-            "cache_read": billed["cache_read_input_tokens"],
-            "cache_write_5m": billed["cache_creation_input_tokens"] - hour,
-            "cache_write_1h": hour,
-            "output": billed["output_tokens"],
+            "input": billed.input_tokens,
+            "cache_read": billed.cache_read_input_tokens,
+            "cache_write_5m": billed.cache_creation_input_tokens - billed.cache_creation_1h_input_tokens,
+            "cache_write_1h": billed.cache_creation_1h_input_tokens,
+            "output": billed.output_tokens,
         }
-        name = model_name(call["model"])
-        found.append(
-            TheirCall(
-                call["request_id"], call["message_id"], name, call["key_hash"], call["started"], call["ending"], tokens
-            )
-        )
+        name = model_name(call.model)
+        found.append(TheirCall(call.request_id, call.message_id, name, call.key_hash, call.started, tokens))
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -57,7 +58,8 @@ def kept(answer: httpx.Response, **fields: Any) -> Row:
 def reconcile(capsys: pytest.CaptureFixture[str], book: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
     """The command's status and its document."""
     capsys.readouterr()
-    status = cli.main(["reconcile", "--path", str(book), "--format", "json", "--since", "2d", *arguments])
+    options = ["--env-file", os.devnull, "--path", str(book), "--format", "json", "--since", "2d"]
+    status = cli.main(["reconcile", *options, *arguments])
     said = capsys.readouterr()
     assert said.out, said.err
     document: dict[str, Any] = json.loads(said.out)

@@ -33,7 +33,6 @@ class TheirCall:
     model: str
     key: str
     started: float
-    ending: str
     tokens: Tokens
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import certifi
 import httpx
@@ -54,6 +54,40 @@ class CostRow(msgspec.Struct):
     currency: str = "USD"
     cost_type: str | None = None
     model: str | None = None
+
+
+class Billed(msgspec.Struct):
+    """What the simulator billed for one call; writes for an hour are a part of all writes."""
+
+    requests: int
+    input_tokens: int
+    cache_creation_input_tokens: int
+    cache_read_input_tokens: int
+    output_tokens: int
+    cache_creation_1h_input_tokens: int
+
+
+class CountedCall(msgspec.Struct):
+    """One request that the simulator counted; `started` in Unix seconds."""
+
+    request_id: str
+    started: float
+    provider: str
+    key_hash: str
+    billed: Billed
+    model: str | None = None
+    message_id: str | None = None
+
+
+class _Requests(msgspec.Struct):
+    total: int
+
+
+class Counted(msgspec.Struct):
+    """The simulator's own count; `calls` are the last of `requests.total`."""
+
+    requests: _Requests
+    calls: list[CountedCall]
 
 
 Row = TypeVar("Row", bound=msgspec.Struct)
@@ -103,10 +137,10 @@ class AdminClient:
         """Amounts by day, told apart by what was paid for. It cannot be had for single keys."""
         yield from self._rows(COST, period, [("group_by[]", "description")], CostRow)
 
-    def simulated(self) -> dict[str, Any]:
+    def simulated(self) -> Counted:
         """What the simulator counted, call by call; nobody else has that page."""
-        counts = _decoded(self._get("/_simulator/counts", []), dict[str, Any], "the simulator's counts")
-        return counts
+        path = "/_simulator/counts"
+        return _decoded(self._get(path, []), Counted, path)
 
     def _rows(
         self, path: str, period: Period, query: list[tuple[str, str]], kind: type[Row]

@@ -205,7 +205,7 @@ def our_call(**fields: Any) -> OurCall:
 
 def their_call(**fields: Any) -> TheirCall:
     defaults: dict[str, Any] = {
-        "request_id": "req_1", "response_id": "msg_1", "model": "m", "key": "k", "started": NOON, "ending": "completed",
+        "request_id": "req_1", "response_id": "msg_1", "model": "m", "key": "k", "started": NOON,
         "tokens": HUNDRED,
     }  # fmt: skip
     return TheirCall(**defaults | fields)
