@@ -30,10 +30,18 @@ KEY = "sk-ant-provider-key"
 HEADERS = {"anthropic-version": "2023-06-01"}
 
 
-@pytest.fixture
-def simulator() -> Iterator[Simulator]:
+@pytest.fixture(scope="module")
+def started() -> Iterator[Simulator]:
+    """One for all tests here."""
     with Simulator("--fast") as running:
         yield running
+
+
+@pytest.fixture
+def simulator(started: Simulator) -> Simulator:
+    """A simulator that has counted nothing yet."""
+    httpx.post(f"{started.url}/_simulator/reset").raise_for_status()
+    return started
 
 
 def ask(url: str, tokens: int = 5000, key: str = KEY, scenario: str = "", **fields: Any) -> httpx.Response:
