@@ -268,3 +268,8 @@ class InvalidAnswer(UpstreamFailed):
 
     attempt_reason = "http_error"
     error_type = "invalid_response"
+
+
+def is_refusal(error: GatewayError) -> bool:
+    """Whether it is our own no: nobody left, nothing broke here, and the provider did not fail."""
+    return not isinstance(error, ClientGone | InternalError | UpstreamFailed)

@@ -11,7 +11,7 @@ from contextlib import aclosing
 
 from observability.catalog import Outcome
 from service.account.exchange import Call, Exchange
-from service.errors import AnswerTimeout, DiedMidBody, Draining, GatewayError, InternalError, UpstreamFailed
+from service.errors import AnswerTimeout, DiedMidBody, Draining, GatewayError, InternalError, UpstreamFailed, is_refusal
 from service.lifetime import Ending, Waits, absorb_cancellation
 from service.record import Attempt
 from service.upstream import sse
@@ -192,6 +192,7 @@ def end_with(exchange: Exchange, call: Call, error: GatewayError) -> None:
     """The call ends with an error answer of ours."""
     if exchange.call is call:
         exchange.status = error.status
+        exchange.rejected = error.type if is_refusal(error) else None
     exchange.end_call(call, error.outcome, error.error_type)
 
 

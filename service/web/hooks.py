@@ -13,15 +13,7 @@ from observability.start import Telemetry
 from observability.tracing import Tracing
 from service.account.closing import Closing
 from service.account.exchange import Exchange
-from service.errors import (
-    BadRequest,
-    ClientGone,
-    GatewayError,
-    InternalError,
-    MethodNotAllowed,
-    NotFound,
-    UpstreamFailed,
-)
+from service.errors import BadRequest, GatewayError, InternalError, MethodNotAllowed, NotFound, is_refusal
 from service.lifetime import Ending
 from service.web import ops, reply, server_span
 from service.web.auth import Gate
@@ -82,7 +74,7 @@ def answer_errors(app: LoopFlask, log: FilteringBoundLogger) -> None:
         exchange: Exchange | None = g.get("exchange")
         if exchange is not None and not exchange.ended:
             g.outcome, g.error_type = error.outcome, error.error_type
-            if not isinstance(error, ClientGone | InternalError | UpstreamFailed):
+            if is_refusal(error):
                 exchange.rejected = error.type
         return reply.own_error(error)
 
