@@ -71,7 +71,7 @@ class _Reading:
         self._books, self._log, self._fetch, self._whole = books, log, fetch, whole
         self._reader = ResultsReader(encoding)
         self._failed = False
-        self._turn = 0.0
+        self._paused = time.perf_counter()
 
     async def through(self, chunks: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
         try:
@@ -86,23 +86,22 @@ class _Reading:
     async def _book(self, results: Iterator[Result | None]) -> None:
         if self._failed:
             return
-        self._turn = time.perf_counter()
         try:
             for result in results:
                 if result is not None:
                     self._books.result(self._fetch, *result)
-                if time.perf_counter() - self._turn > TURN_SECONDS:
+                if time.perf_counter() - self._paused > TURN_SECONDS:
                     await asyncio.sleep(0)
-                    self._turn = time.perf_counter()
-        except Exception as error:  # noqa: BLE001 as above; once, then the rest passes unread
+                    self._paused = time.perf_counter()
+        except Exception as error:  # noqa: BLE001 as above; told once, then the rest passes unread
             self._failed = True
             self._log.error(LogEvent.LOG, message="reading a batch's results failed", exc_info=error)
 
     def _end(self) -> None:
         if self._failed:
             return
-        unreadable = self._reader.unreadable
+        batch, unreadable = self._fetch.batch_id, self._reader.unreadable
         self._books.fetched(self._fetch, unreadable, whole=self._whole)
         if unreadable:
-            said = f"{unreadable} lines among the results of batch {self._fetch.batch_id} cannot be read: not in the ledger"
+            said = f"{unreadable} lines among the results of batch {batch} cannot be read: they are not in the ledger"
             self._log.warning(LogEvent.LOG, message=said, request_id=self._fetch.request_id)

@@ -99,9 +99,12 @@ class BatchBooks:
         usage, model = answered.usage, answered.model
         if usage is None or usage.input_tokens is None or model is None:
             return UNPRICED, None
-        variant = Variant(BATCH, None, answered.variant.geo)
-        cost = self._prices.cost(provider, model, usage, variant, now)
-        return cost, self._prices.batch_saving(provider, model, usage, variant, now)
+        geo = answered.variant.geo
+        cost = self._prices.cost(provider, model, usage, Variant(BATCH, None, geo), now)
+        if cost.certainty is Certainty.UNPRICED:
+            return cost, None
+        alone = self._prices.cost(provider, model, usage, Variant(None, None, geo), now)
+        return cost, max(0, alone.total - cost.total)
 
     def fetched(self, fetch: Fetch, unreadable: int, *, whole: bool) -> None:
         """A batch's results have passed, all of them if `whole`; of so many no row could be made."""
