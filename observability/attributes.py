@@ -36,6 +36,7 @@ class Attr:
     SERVER_ADDRESS = "server.address"
     SERVER_PORT = "server.port"
     ANTHROPIC_REQUEST_ID = "anthropic.request.id"
+    UPSTREAM_REQUEST_ID = "claude_proxy.upstream_request_id"
     REQUEST_ID = "claude_proxy.request_id"
     OUTCOME = "claude_proxy.outcome"
     CLIENT = "claude_proxy.client"

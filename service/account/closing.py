@@ -193,6 +193,10 @@ def _last(attempts: tuple[Attempt, ...]) -> float | None:
     return attempts[-1].retry_after if attempts else None
 
 
+_REQUEST_ID = {"anthropic": Attr.ANTHROPIC_REQUEST_ID}
+"""Under which name a provider's own traces have its request id; where nobody has said, under ours."""
+
+
 def _inference_attributes(record: Record) -> dict[str, str | int | float | list[str] | None]:
     answered = record.answered
     usage = answered.usage or Usage()
@@ -209,7 +213,7 @@ def _inference_attributes(record: Record) -> dict[str, str | int | float | list[
         Attr.RESPONSE_MODEL: answered.model,
         Attr.FINISH_REASONS: [reason] if reason else None,
         Attr.TIME_TO_FIRST_CHUNK: answered.first_chunk,
-        Attr.ANTHROPIC_REQUEST_ID: answered.upstream_request_id,
+        _REQUEST_ID.get(record.provider or "", Attr.UPSTREAM_REQUEST_ID): answered.upstream_request_id,
         Attr.LIMIT: _limit(record.attempts),
         Attr.INPUT_TOKENS: usage.input_tokens,
         Attr.OUTPUT_TOKENS: usage.output_tokens,

@@ -16,7 +16,8 @@ from observability import catalog, metrics
 from observability.catalog import Attr, Http, LogEvent, Metric
 from service import __version__
 from service.app import ROUTES
-from service.upstream.anthropic import MODELS
+from service.settings import simulated
+from service.upstream.providers import PROVIDERS, models_of
 from service.web import ops
 from tests.support.mix import CLIENT_KEYS, POLICY, send_everything, send_into_the_void, send_policy
 from tests.support.otlp import OtlpSink, SpanSeen
@@ -27,7 +28,7 @@ from tests.support.scrape import OPEN_METRICS, all_up, fetch
 DECLARED = {metric.name: metric for metric in (*catalog.METRICS, catalog.WORKER_UP)}
 CLOSED = {label: set(values) for label, values in metrics._CLOSED.items()} | {
     catalog.ROUTE: {*ROUTES, catalog.OTHER},
-    **{label: {*MODELS, catalog.OTHER} for label in (catalog.MODEL, "from", "to")},
+    **{label: {*models_of(PROVIDERS), catalog.OTHER} for label in (catalog.MODEL, "from", "to")},
     "client": {entry.partition(":")[0] for entry in CLIENT_KEYS.split()},
     "worker": {"0", "1"},
     "version": {__version__},
@@ -65,7 +66,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     with (
         OtlpSink() as sink,
         Simulator("--fast", "--batch-seconds", "0.1") as simulator,
-        Gateway(simulator.url, OTEL_EXPORTER_OTLP_ENDPOINT=sink.url, **shared) as gateway,
+        Gateway(simulator.url, OTEL_EXPORTER_OTLP_ENDPOINT=sink.url, **(simulated(simulator.url) | shared)) as gateway,
         Gateway(simulator.url, OTEL_EXPORTER_OTLP_ENDPOINT=sink.url, **shared, **POLICY, **ledger) as strict,
     ):
         all_up(gateway, 2)
@@ -206,7 +207,7 @@ def test_span_names_are_those_of_the_design(run: Run) -> None:
     allowed: dict[str, Callable[[str], bool]] = {
         "SERVER": {*(f"{m} {rule}" for m in METHODS for rule in ROUTES), *METHODS, "HTTP"}.__contains__,
         "INTERNAL": {catalog.QUEUE_SPAN, catalog.BACKOFF_SPAN}.__contains__,
-        "CLIENT": lambda name: name in METHODS or re.fullmatch(r"chat \S+", name) is not None,
+        "CLIENT": lambda name: name in METHODS or re.fullmatch(r"(chat|generate_content) \S+", name) is not None,
     }
     wrong = [s for s in run.spans if s.kind not in allowed or not allowed[s.kind](s.name)]
     assert wrong == []
@@ -224,10 +225,7 @@ def test_the_mix_had_every_outcome_that_a_request_can_have_while_the_gateway_sta
         "internal_error",
         "interrupted",
     }
-    assert {labels["limit"] for labels in run.samples(catalog.UPSTREAM_429)} == {*catalog.LIMITS_429} - {
-        "unknown",
-        "tokens",
-    }
+    assert {labels["limit"] for labels in run.samples(catalog.UPSTREAM_429)} == {*catalog.LIMITS_429} - {"unknown"}
     assert {labels["outcome"] for labels in run.samples(catalog.STREAM_OUTCOMES)} == {
         "completed", "cut_off", "stalled", "client_abort", "upstream_error",
     }  # fmt: skip

@@ -64,10 +64,24 @@ class Mix:
         poll(lambda: len(self.gateway.requests()) > before, what="the line of a client that left")
 
 
+def _send_to_others(mix: Mix) -> None:
+    """Gemini and OpenAI, where the gateway has keys for them."""
+    chat = {"model": "gpt-6.1-sol", "messages": ASKED["messages"]}
+    asked = {"contents": [{"parts": [{"text": "Hello"}]}]}
+    gemini = "/gemini/v1/models/gemini-3.8-flash:"
+    mix.ask("POST", "/openai/v1/chat/completions", chat | {"stream": True, "stream_options": {"include_usage": True}})
+    mix.ask("POST", "/openai/v1/chat/completions", chat, "fault=rate_limit_input_tokens")
+    mix.ask("POST", "/openai/v1/responses", {"model": "gpt-6.1-sol", "input": "Hello", "stream": True}, "fault=cut")
+    mix.ask("POST", gemini + "generateContent", asked)
+    mix.ask("POST", gemini + "streamGenerateContent?alt=sse", asked, "fault=error_after;after=2;chunks=5")
+    mix.ask("POST", gemini + "streamGenerateContent", asked)
+
+
 def send_everything(gateway: Gateway) -> int:
     """All of it, over fresh connections, so that it falls to any worker; returns how many requests it was."""
     mix = Mix(gateway)
     stream = ASKED | {"stream": True}
+    _send_to_others(mix)
     mix.ask("POST", "/v1/messages", ASKED)
     mix.ask("POST", "/anthropic/v1/messages", stream)
     mix.ask("POST", "/v1/messages", stream, "thinking_tokens=40;chunks=5")
