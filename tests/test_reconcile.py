@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import signal
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import msgspec
 import pytest
 
 from service import cli
@@ -144,14 +144,18 @@ def test_a_row_deleted_from_the_ledger_is_told_from_a_call_that_never_came(
     assert document["calls"][0]["theirs"]["request_id"] == gone.upstream_request_id
 
 
-def test_a_wrong_price_shows_although_the_tokens_agree(
+def test_a_wrong_price_file_shows_although_the_tokens_agree(
     simulator: Simulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    right = kept(ask(simulator.url))
-    Ledger(tmp_path).add([msgspec.structs.replace(right, cost_output=(right.cost_output or 0) * 2)])
-    status, document = reconcile(capsys, tmp_path, "--simulator", simulator.url)
-    assert (status, codes(document)) == (1, ["prices"])
-    assert "times theirs" in document["rows"][0]["causes"][0]["sentence"]
+    prices = tmp_path / "prices.json"
+    prices.write_text(json.dumps({f"anthropic/{MODEL}": {"input": 4, "output": 30}}))
+    book = tmp_path / "book"
+    with Gateway(simulator.url, CLAUDE_PROXY_LEDGER=str(book), CLAUDE_PROXY_PRICES_FILE=str(prices)) as gateway:
+        ask(gateway.url)
+        poll(lambda: Ledger(book, create=False).calls(None, None, 9), what="the row")
+    status, document = reconcile(capsys, book, "--simulator", simulator.url)
+    assert (status, codes(document), document["calls"]) == (1, ["prices"], [])
+    assert "(ours is 1.417 times theirs)" in document["rows"][0]["causes"][0]["sentence"]
 
 
 def test_batches_whose_results_nobody_fetched_are_named(
@@ -171,38 +175,58 @@ def test_a_gateway_in_front_of_it_agrees_and_names_the_call_that_a_client_left(
     simulator: Simulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Gateway(simulator.url, CLAUDE_PROXY_LEDGER=str(tmp_path)) as gateway:
+        text = {"type": "text", "text": "Why? " * 4000, "cache_control": {"type": "ephemeral", "ttl": "1h"}}
         ask(gateway.url)
         ask(gateway.url, stream=True)
-        poll(lambda: len(Ledger(tmp_path, create=False).calls(None, None, 9)) == 2, what="the rows")
+        for _ in range(2):
+            ask(gateway.url, messages=[{"role": "user", "content": [text]}])
+        ask(gateway.url, model="claude-haiku-4-5")
+        ask(gateway.url, model="claude-sonnet-5-5", inference_geo="us")
+        ask(gateway.url, scenario="fault=overloaded")
+        poll(lambda: len(Ledger(tmp_path, create=False).calls(None, None, 9)) == 7, what="the rows")
         status, document = reconcile(capsys, tmp_path, "--simulator", simulator.url, "--tolerance", "0")
-        assert (status, document["rows"][0]["calls"]) == (0, 2)
+        assert status == 0, document
+        assert {row["model"]: row["calls"] for row in document["rows"]} == {
+            MODEL: 4, "claude-haiku-4-5": 1, "claude-sonnet-5-5": 1,
+        }  # fmt: skip
+        (opus,) = [row for row in document["rows"] if row["model"] == MODEL]
+        assert opus["cache_write_1h"]["ours"] == opus["cache_read"]["theirs"] == 5000
         body = {"model": MODEL, "max_tokens": 9000, "stream": True, "messages": [{"role": "user", "content": "a"}]}
         headers = HEADERS | {"x-simulator-scenario": "output_tokens=9000;gap_ms=50"}
         with gateway.client() as client, client.stream("POST", "/v1/messages", json=body, headers=headers) as answer:
             next(answer.iter_bytes())
-        poll(lambda: len(Ledger(tmp_path, create=False).calls(None, None, 9)) == 3, what="the third row")
+        poll(lambda: len(Ledger(tmp_path, create=False).calls(None, None, 9)) == 8, what="the last row")
         poll(lambda: simulator.get("/_simulator/counts")["requests"]["in_flight"] == 0, what="the end there")
     status, document = reconcile(capsys, tmp_path, "--simulator", simulator.url, "--tolerance", "0")
     assert (status, codes(document)) == (1, ["unfinished"])
-    assert document["rows"][0]["client_abort"] == 1
+    assert [row["client_abort"] for row in document["rows"] if row["causes"]] == [1]
     assert [each["code"] for each in document["calls"]] == ["unfinished"]
 
 
-def test_a_killed_workers_call_is_named_as_interrupted(
+def test_a_call_of_a_killed_worker_is_named_and_found_among_theirs(
     simulator: Simulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    now = time.time()
-    unpriced = dict.fromkeys(("cost_input", "cost_cache_read", "cost_cache_write", "cost_output", "cost_tools"))
-    lost = row(
-        started=now, ended=None, outcome="interrupted", certainty="unpriced", input_tokens=None, output_tokens=None,
-        upstream_request_id=None, response_id=None, answered_model=None, **unpriced,
-    )  # fmt: skip
-    ask(simulator.url)
-    Ledger(tmp_path).add([kept(ask(simulator.url)), lost])
+    with Gateway(simulator.url, CLAUDE_PROXY_LEDGER=str(tmp_path)) as gateway:
+        body = {
+            "model": MODEL,
+            "max_tokens": 9000,
+            "stream": True,
+            "messages": [{"role": "user", "content": "a" * 9000}],
+        }
+        headers = HEADERS | {"x-simulator-scenario": "output_tokens=9000;gap_ms=50"}
+        with gateway.client() as client, client.stream("POST", "/v1/messages", json=body, headers=headers) as answer:
+            chunks = answer.iter_bytes()
+            next(chunks)
+            os.kill(gateway.worker_pids()[0], signal.SIGKILL)
+            with pytest.raises(httpx.TransportError):
+                list(chunks)
+        (lost,) = poll(lambda: Ledger(tmp_path, create=False).calls(None, None, 9), what="the successor's row")
+        poll(lambda: simulator.get("/_simulator/counts")["requests"]["in_flight"] == 0, what="the end there")
     _, document = reconcile(capsys, tmp_path, "--simulator", simulator.url)
     assert codes(document) == ["unfinished"]
     assert "1 interrupted" in document["rows"][0]["causes"][0]["sentence"]
-    assert [(each["code"], each["ours"]["call_id"]) for each in document["calls"]] == [("unfinished", lost.call_id)]
+    assert [(each["code"], each["ours"]["call_id"]) for each in document["calls"]] == [("unfinished", lost["call_id"])]
+    assert document["calls"][0]["theirs"]["tokens"]["input"] > 2000
 
 
 def test_the_table_shows_what_differs_with_a_sentence_and_the_sums(
