@@ -33,6 +33,17 @@ class Allowances:
     def __init__(self, limits: ClientLimits, allowances: Mapping[str, Allowance]) -> None:
         self._limits, self._allowances = limits, allowances
 
+    @property
+    def have_budgets(self) -> bool:
+        """Whether anybody's spending is limited."""
+        return any(allowed.limits.budget is not None for allowed in self._allowances.values())
+
+    def restore(self, spends: Mapping[str, int]) -> None:
+        """What clients have spent today, in nano-dollars, as the ledger has it: budgets outlive a restart."""
+        for client, nano_dollars in spends.items():
+            if (allowed := self._allowances.get(client)) is not None:
+                self._limits.restore(client, allowed.limits, nano_dollars)
+
     def admit(self, exchange: Exchange, call: Call) -> None:
         """Count a call. Raises `ModelForbidden` or `ClientLimited`. What it uses is counted as it ends."""
         client = exchange.client

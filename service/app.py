@@ -68,11 +68,14 @@ class Gateway:
     exposition: Exposition
     lag: LagMonitor
     keeping: Bookkeeping
+    allowances: Allowances
 
     async def start(self, place: Place) -> None:
         """Find the place among the workers of this host, and watch the loop."""
         await self.exposition.start(place)
         await asyncio.to_thread(self.keeping.start)
+        if self.allowances.have_budgets:
+            self.allowances.restore(await asyncio.to_thread(self.keeping.spends))
         self.lag.start()
 
     async def stop(self) -> None:
@@ -97,7 +100,10 @@ def create_gateway(
         settings.idle_timeout,
     )
     keeping = Bookkeeping(telemetry, settings.ledger, settings.ledger_keep_days, settings.prices_file)
-    pipelines = _pipelines(settings, telemetry, providers, clients, host or Host(shared_state(1)))
+    host, pauses = host or Host(shared_state(1)), Pauses(telemetry)
+    counted = ClientLimits(host.state, host.slot, fail_open=pauses.failed_open)
+    allowances = Allowances(counted, _allowances(settings, telemetry))
+    pipelines = _pipelines(settings, providers, clients, host, pauses, allowances)
     gate = Gate(settings, providers)
     app = LoopFlask("claude_proxy", static_folder=None)
     app.url_map.strict_slashes = False
@@ -113,7 +119,9 @@ def create_gateway(
     fan_out = generate.Limits(settings.batch_concurrency, settings.batch_max_prompts)
     generate.register(app, asker, fan_out)
     aggregate.register(app, asker, fan_out)
-    return Gateway(app, telemetry, clients, exposition, LagMonitor(telemetry.metrics, telemetry.log), keeping)
+    return Gateway(
+        app, telemetry, clients, exposition, LagMonitor(telemetry.metrics, telemetry.log), keeping, allowances
+    )
 
 
 def _client(settings: Settings, upstream: Upstream, telemetry: Telemetry) -> Client:
@@ -127,12 +135,16 @@ def _client(settings: Settings, upstream: Upstream, telemetry: Telemetry) -> Cli
 
 
 def _pipelines(
-    settings: Settings, telemetry: Telemetry, providers: Sequence[Provider], clients: Clients, host: Host
+    settings: Settings,
+    providers: Sequence[Provider],
+    clients: Clients,
+    host: Host,
+    pauses: Pauses,
+    allowances: Allowances,
 ) -> dict[str, Pipeline]:
-    pauses, answers = Pauses(telemetry), Answers(settings.cache_bytes, settings.cache_ttl)
+    answers = Answers(settings.cache_bytes, settings.cache_ttl)
     opened = pauses.failed_open
     pacer = Pacer(host.state, host.slot, max_queue=settings.queue_size, fail_open=opened)
-    allowances = Allowances(ClientLimits(host.state, host.slot, fail_open=opened), _allowances(settings, telemetry))
     plan = Plan(Retries(settings.max_retries, settings.retry_unanswered), settings.fallbacks)
     return {
         provider.name: Pipeline(

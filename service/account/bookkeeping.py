@@ -64,6 +64,22 @@ class Bookkeeping:
         self._writer = LedgerWriter(self.journal, Ledger(self.journal.directory), hooks, keep_days=self._keep_days)
         self._writer.start()
 
+    def spends(self) -> dict[str, int]:
+        """Nano-dollars that each client has spent today, as far as the ledger knows; nothing when it cannot be asked.
+        Blocks, for some seconds if the database is locked."""
+        if self.journal is None:
+            return {}
+        from service.account.ledger import DatabaseError, Ledger, day_at
+
+        ledger = Ledger(self.journal.directory)
+        try:
+            return ledger.spends(day_at(time.time()))
+        except (DatabaseError, OSError, SettingsError) as error:
+            self._tell("what clients have spent today cannot be read: their budgets begin at nothing", error)
+            return {}
+        finally:
+            ledger.close()
+
     def stop(self, seconds: float) -> None:
         """Move what there is, within `seconds`; what is left stays in the journal for a successor."""
         if self._writer is not None:

@@ -73,6 +73,18 @@ class ClientLimits:
         finally:
             self._access.leave()
 
+    def restore(self, client: str, limits: Limits, nano_dollars: int) -> None:
+        """At least so much has been spent today: what the books say after a start."""
+        key = blake2b(client.encode(), digest_size=16).digest()
+        self._access.change(partial(self._at_least, key, limits, nano_dollars, self._clock(), self._wall()))
+
+    def _at_least(self, key: bytes, limits: Limits, nano_dollars: int, now: float, wall: float) -> None:
+        index = self._index(key, now)
+        if index is not None:
+            counts = self._counts(index, limits, now, wall)
+            counts.spent = max(counts.spent, nano_dollars)
+            self._state.clients.write(index, counts.values())
+
     def remaining(self, client: str, limits: Limits) -> dict[str, Left]:
         """What is left of each limit; empty when it cannot be told."""
         now, wall = self._clock(), self._wall()
