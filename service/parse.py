@@ -89,12 +89,16 @@ def client_limits(text: str) -> dict[str, Allowance]:
     path = file(text)
     if path is None:
         return {}
+    whose, found = "", {}
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Allowance])
+        for name, raw in msgspec.json.decode(path.read_bytes(), type=dict[str, msgspec.Raw]).items():
+            whose = f"{name!r}: "
+            found[name] = msgspec.json.decode(raw, type=Allowance)
     except OSError as error:
         raise ValueError(f"a file that can be read ({error.strerror})") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{{NAME: {{requests_per_minute, tokens_per_minute, …}}}} as JSON ({error})") from None
+        raise ValueError(f"{{NAME: {{requests_per_minute, tokens_per_minute, …}}}} as JSON ({whose}{error})") from None
+    return found
 
 
 def switch(text: str) -> bool:

@@ -229,12 +229,14 @@ def test_a_client_with_many_requests_does_not_keep_another_out(stage: Scene) -> 
     assert "bob" in [text_of(seen) for seen in stage.upstream.seen[sent:]][:2]
 
 
-LIMITED = {"status": "429 Too Many Requests", "body": claude.error("rate_limit_error")}
+def limited(*headers: str) -> Script:
+    """The provider's own no."""
+    return says(*headers, status="429 Too Many Requests", body=claude.error("rate_limit_error"))
 
 
 def test_after_a_429_nobody_is_sent_before_the_time_that_it_named(stage: Scene) -> None:
     model = new_model()
-    stage.plays(says("retry-after: 2", *headroom(requests=(600, 0)), **LIMITED))
+    stage.plays(limited("retry-after: 2", *headroom(requests=(600, 0))))
     assert ask(stage, asked(model=model)).status == 429
     closed = time.monotonic()
     stage.plays(PLENTY)
@@ -249,7 +251,7 @@ def test_after_a_429_nobody_is_sent_before_the_time_that_it_named(stage: Scene) 
 
 def test_after_a_429_for_long_the_others_are_told_to_come_back_then(stage: Scene) -> None:
     model = new_model()
-    stage.plays(says("retry-after: 40", **LIMITED))
+    stage.plays(limited("retry-after: 40"))
     assert ask(stage, asked(model=model)).status == 429
     stage.plays(PLENTY)
     sent = len(stage.upstream.seen)
@@ -318,7 +320,7 @@ def test_what_was_read_from_the_cache_slows_nobody_down_and_what_was_not_does(st
 def test_a_retry_waits_for_room_like_everybody() -> None:
     with scene(PLENTY, CLAUDE_PROXY_MAX_RETRIES="2", **PACED) as made:
         model = new_model()
-        turns = iter((says("retry-after: 1", **LIMITED), PLENTY))
+        turns = iter((limited("retry-after: 1"), PLENTY))
         made.plays(lambda connection, seen: next(turns)(connection, seen))
         got = ask(made, asked(model=model))
         line = line_of(made, got)
