@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.policy.budget import FLOOR, WINDOW, LocalBudget
+from service.pacer.retries import RetryBudget
+from service.pacer.shared import shared_state
+from service.policy.budget import FLOOR, WINDOW
 from service.policy.retry import BASE, LONGEST, PATIENCE, Failure, Pause, Retries, Stop
 from service.tries import Plan, StandIn, Tries
 
@@ -76,12 +78,16 @@ class Clock:
         return self.now
 
 
+def _budget(share: float, clock: Clock) -> RetryBudget:
+    return RetryBudget(shared_state(1), 0, "anthropic", share, fail_open=lambda: None, clock=clock)
+
+
 @given(st.lists(st.tuples(st.floats(0, 5), st.booleans()), max_size=300), st.sampled_from([0.0, 0.1, 0.2, 1.0]))
 def test_retries_never_exceed_the_share_of_the_requests_above_the_floor(
     steps: list[tuple[float, bool]], share: float
 ) -> None:
     clock = Clock()
-    budget = LocalBudget(share, clock)
+    budget = _budget(share, clock)
     retries = 0
     for requests, (seconds, asks) in enumerate(steps, 1):
         clock.now += seconds
@@ -93,7 +99,7 @@ def test_retries_never_exceed_the_share_of_the_requests_above_the_floor(
 
 
 def test_within_one_window_the_share_holds_exactly_and_the_floor_is_always_there() -> None:
-    budget = LocalBudget(0.2, Clock())
+    budget = _budget(0.2, Clock())
     assert sum(budget.try_retry() for _ in range(50)) == FLOOR
     for _ in range(1000):
         budget.count_request()
@@ -102,7 +108,7 @@ def test_within_one_window_the_share_holds_exactly_and_the_floor_is_always_there
 
 def test_a_clock_that_goes_back_gives_no_retries_away() -> None:
     clock = Clock()
-    budget = LocalBudget(0.0, clock)
+    budget = _budget(0.0, clock)
     assert sum(budget.try_retry() for _ in range(20)) == FLOOR
     clock.now -= 1e6
     assert not budget.try_retry()
@@ -111,7 +117,7 @@ def test_a_clock_that_goes_back_gives_no_retries_away() -> None:
 def _tries(most: int = 1, stand_ins: tuple[str, ...] = (), share: float = 1.0, **options: bool) -> Tries:
     plan = Plan(Retries(most), {"wanted": stand_ins})
     asked = {"safe": False, "repeatable": True} | options
-    return Tries(plan, LocalBudget(share, Clock()), model="wanted", deadline=60.0, **asked)
+    return Tries(plan, _budget(share, Clock()), model="wanted", deadline=60.0, **asked)
 
 
 OVERLOADED = Failure("overloaded", 529, overloaded=True)
@@ -138,7 +144,7 @@ def test_a_body_that_can_be_sent_only_once_is_sent_only_once() -> None:
 
 
 def test_when_retries_are_a_large_share_of_the_traffic_there_is_no_other() -> None:
-    budget = LocalBudget(0.0, Clock())
+    budget = _budget(0.0, Clock())
     assert all(budget.try_retry() for _ in range(int(FLOOR)))
     tries = Tries(Plan(Retries(2), {}), budget, model=None, safe=True, repeatable=True, deadline=60.0)
     assert tries.after(OVERLOADED, 0.0) is Stop.BUDGET
