@@ -40,7 +40,8 @@ def failures(results: Results) -> list[str]:
     return found
 
 
-def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table: its first column to the left, the others are figures."""
     lines = [list(head), ["---", *("---:" for _ in head[1:])], *rows]
     return f"**{title}**\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -78,7 +79,7 @@ def _throughput(results: Results) -> str:
             )
         )
     head = ("subject", "requests/s", "lowest to highest", "of gateway", "CPU µs/request", "in floors", "p50 ms")
-    return _table(f"Non-streaming, {CONNECTIONS} connections", head, rows)
+    return table(f"Non-streaming, {CONNECTIONS} connections", head, rows)
 
 
 def _sequential(results: Results) -> str:
@@ -88,7 +89,7 @@ def _sequential(results: Results) -> str:
         rows.append((name, _ms(median(p50)), _ms(median(p99)), _ms(_added(results, name))))
     if not rows:
         return ""
-    return _table("One request at a time", ("subject", "p50 ms", "p99 ms", "added p50 ms"), rows)
+    return table("One request at a time", ("subject", "p50 ms", "p99 ms", "added p50 ms"), rows)
 
 
 def _added(results: Results, name: str) -> float:
@@ -120,7 +121,7 @@ def _streams(results: Results) -> str:
         f"{STREAMS} concurrent streams, {CHUNKS} chunks {GAP_MS} ms apart (ideal {(CHUNKS - 1) * GAP_MS / 1e3:.2f} s)"
     )
     head = ("subject", "complete", "chunks/s", "p50 s", "p99 s", "chunk delay p50 ms", "p99 ms", "CPU µs/chunk")
-    return _table(title, head, rows)
+    return table(title, head, rows)
 
 
 def _many(results: Results) -> str:
@@ -140,7 +141,7 @@ def _many(results: Results) -> str:
     if not rows:
         return ""
     head = ("subject", "complete", "idle MB", "peak MB", "KB/stream", "chunks/s", "chunk delay p50 ms", "p99 ms")
-    return _table("Many concurrent streams", head, rows)
+    return table("Many concurrent streams", head, rows)
 
 
 def _promises(results: Results) -> str:
@@ -179,4 +180,4 @@ def _promises(results: Results) -> str:
         batch, singles = median(b.batch for b in results.batch), median(b.singles for b in results.batch)
         what = f"{BATCH_PROMPTS} prompts of {BATCH_DELAY_MS} ms: batch / one by one, s"
         rows.append((what, f"{batch:.2f} / {singles:.2f} ({singles / batch:.1f}x)", "", ""))
-    return _table("Against the design", ("", "measured", "must", "reach"), rows) if rows else ""
+    return table("Against the design", ("", "measured", "must", "reach"), rows) if rows else ""
