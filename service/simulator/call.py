@@ -54,6 +54,7 @@ class Call:
         self.headers: dict[str, str] = {}
         path, _, query = request.raw_path.partition("?")
         self.line = Line(face.request_id(), request.method, path, sim.clock.time(), face.provider)
+        self.line.trace_id = request.headers.get("traceparent", "")[3:35]
         headers = request.raw_headers
         if not sim.config.record_headers:
             headers, query = without_credentials(headers), without_key(query) if query else ""

@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-seconds", type=float, default=_DEFAULTS.batch_seconds, help="length of a batch (%(default)s)")
     add("--schedule", type=Path, metavar="FILE.json", help="faults by schedule, see below")
     add("--record", type=int, default=_DEFAULTS.record_requests, help="requests to remember (%(default)s)")
+    add("--record-calls", type=int, default=_DEFAULTS.record_calls, help="calls to count one by one (%(default)s)")
     add("--record-headers", action="store_true", help="remember credentials as sent, not hashed")
 
 
@@ -63,6 +64,7 @@ def config_from(args: argparse.Namespace) -> Config:
         api_keys=frozenset(args.api_key),
         batch_seconds=args.batch_seconds,
         record_requests=args.record,
+        record_calls=args.record_calls,
         record_headers=args.record_headers,
         schedule=rules,
     )

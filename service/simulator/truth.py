@@ -78,6 +78,7 @@ class Line(msgspec.Struct, gc=False):
     billed: Billed = msgspec.field(default_factory=Billed)
     first_byte: float | None = None
     ended: float | None = None
+    trace_id: str = ""  # of the traceparent that came with it
 
 
 class Recorded(msgspec.Struct, gc=False):

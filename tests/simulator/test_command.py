@@ -70,6 +70,8 @@ def test_options_become_a_config() -> None:
     assert (config.ttfb_ms, config.gap_ms, config.seed, config.record_headers) == (0, 0, 5, True)
     assert config.limits == Limits(60, 2_000_000, 400_000)
     assert config.api_keys == {"a"}
+    kept = command.config_from(parsed("--record", "7", "--record-calls", "8"))
+    assert (kept.record_requests, kept.record_calls) == (7, 8)
     assert command.config_from(parsed("--unlimited")).limits is UNLIMITED
     assert command.config_from(parsed()).limits is None
 

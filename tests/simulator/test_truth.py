@@ -27,6 +27,14 @@ def test_a_call_can_be_found_by_the_ids_that_the_client_saw(sim: Simulation) -> 
     assert call["message_id"] == response.json()["id"]
 
 
+def test_a_call_can_be_found_by_the_trace_that_asked_for_it(sim: Simulation) -> None:
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    sim.client.post("/v1/messages", json=body(), headers={"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"})
+    assert sim.last_call()["trace_id"] == trace_id
+    sim.ask()
+    assert sim.last_call()["trace_id"] == ""
+
+
 def test_keys_are_shown_only_as_hashes(sim: Simulation) -> None:
     sim.ask()
     shown = sim.client.get("/_simulator/counts").text + sim.client.get("/_simulator/requests").text
