@@ -96,7 +96,7 @@ def test_cut_at_any_byte_a_stream_tells_the_same(form: str, write: Any) -> None:
 
 
 def test_byte_by_byte_an_array_with_escapes_in_its_strings_tells_the_same() -> None:
-    odd = chunk('\\" } ] [ { "\\\\', "STOP", USAGE)
+    odd = chunk('\\" }}} ] "{ \\\\', "STOP", USAGE)
     data = array(CHUNKS[0], odd)
     reader = read(*(data[i : i + 1] for i in range(len(data))), form="application/json")
     assert (reader.ended(), reader.answered.usage) == ((Outcome.OK, None), TOTAL)
