@@ -256,6 +256,13 @@ def test_the_gauges_stand_while_a_batch_waits_and_go_when_none_does() -> None:
         assert list(told.telemetry.metrics.newest()) == []
 
 
+def test_the_first_fetch_is_the_one_that_is_remembered(tmp_path: Path) -> None:
+    said = [BatchSeen("anthropic", "msgbatch_1", fetched_at=NOON + at) for at in (0, 5)]
+    _see(tmp_path, _batch(), *said)
+    with Ledger(tmp_path).transaction() as connection:
+        assert connection.execute(BATCHES.select()).mappings().one()["fetched_at"] == NOON
+
+
 def test_old_batches_are_forgotten(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     with ledger.transaction() as connection:

@@ -128,6 +128,14 @@ def test_canceled_results_cost_nothing(tmp_path: Path) -> None:
         assert (total(gateway, COST), total(gateway, SAVED)) == (0, 0)
 
 
+def test_nobody_waits_for_a_canceled_batch(tmp_path: Path) -> None:
+    with over_simulator(tmp_path, "60") as (gateway, client):
+        batch = made(client, {})
+        poll(lambda: total(gateway, OLDEST), what="the age to be shown")
+        client.post(f"{PATH}/{batch}/cancel").raise_for_status()
+        poll(lambda: not total(gateway, OLDEST) and not total(gateway, EXPIRY), what="the gauges to go", seconds=20)
+
+
 def test_the_age_and_expiry_of_a_batch_are_shown_until_its_results_are_fetched(tmp_path: Path) -> None:
     with over_simulator(tmp_path) as (gateway, client):
         assert gateway.sample(OLDEST, gen_ai_provider_name="anthropic") == 0.0
@@ -231,6 +239,18 @@ def test_lines_that_are_no_results_are_told_and_the_rest_is_accounted(tmp_path: 
         said = gateway.wait_log(lambda line: "cannot be read" in line.get("message", ""), "a word of it")
         assert "msgbatch_1" in said["message"]
         assert "garbage" not in json.dumps(gateway.log())
+
+
+def test_only_asking_about_results_is_not_fetching_them(tmp_path: Path) -> None:
+    def script(connection: socket.socket, seen: Seen) -> None:
+        body = b"" if seen.line.startswith("HEAD") else b"".join(LINES)
+        connection.sendall(answer("200 OK", body, "content-type: application/x-jsonl"))
+
+    with Upstream(script) as upstream, Gateway(upstream.url, CLAUDE_PROXY_LEDGER=str(tmp_path)) as gateway:
+        assert fetch(gateway, "HEAD", f"{PATH}/msgbatch_1/results").status == 200
+        assert fetch(gateway, "GET", f"{PATH}/msgbatch_2/results").status == 200
+        known = poll(lambda: rows(tmp_path, "SELECT batch_id FROM batches"), what="the fetch to be known")
+        assert known == [{"batch_id": "msgbatch_2"}]
 
 
 def test_results_that_are_not_there_yet_are_no_results(tmp_path: Path) -> None:
