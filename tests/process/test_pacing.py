@@ -320,11 +320,12 @@ def test_what_was_read_from_the_cache_slows_nobody_down_and_what_was_not_does(st
 def test_a_retry_waits_for_room_like_everybody() -> None:
     with scene(PLENTY, CLAUDE_PROXY_MAX_RETRIES="2", **PACED) as made:
         model = new_model()
-        turns = iter((limited("retry-after-ms: 100", *headroom(requests=(40, 0))), PLENTY))
+        turns = iter((says(*headroom(requests=(40, 30))), limited("retry-after-ms: 100"), PLENTY))
         made.plays(lambda connection, seen: next(turns)(connection, seen))
+        assert no_wait(made, ask(made, asked(model=model)))
         got = ask(made, asked(model=model))
         line = line_of(made, got)
-        assert (got.status, line["attempts"], len(made.upstream.seen)) == (200, 2, 2)
+        assert (got.status, line["attempts"], len(made.upstream.seen)) == (200, 2, 3)
         assert line["backoff_s"] < 1 < line["queue_s"]
         spans = spans_of(made, line, 6)
         assert spans["wait"].parent_id == spans["chat"].span_id
