@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from opentelemetry.trace import Span
 
@@ -12,6 +13,8 @@ from observability.metrics import Exemplar
 from observability.start import Telemetry
 from service.account.books import Books
 from service.record import Answered, Attempt, Certainty, Kind, Record, Usage
+
+T = TypeVar("T")
 
 _LEVEL = {Fault.NOBODY: "info", Fault.CLIENT: "info", Fault.PROVIDER: "warning", Fault.US: "error"}
 
@@ -29,20 +32,28 @@ class Closing:
         """A request has begun."""
         self._metrics.add(catalog.IN_FLIGHT, (route,), 1)
 
+    def safely(self, act: Callable[[], T]) -> T | None:
+        """What `act` returns. Nothing here raises into a request: an error is logged, and the answer is None."""
+        try:
+            return act()
+        except Exception as error:  # noqa: BLE001 the failure itself is logged
+            self._log.error(LogEvent.LOG, message="closing failed", exc_info=error)
+            return None
+
     def close(self, record: Record, server: Span | None, inference: Span | None) -> None:
         """A request or call has ended: `server` is the request's span, `inference` that of its provider call."""
-        try:
-            # First: whatever else goes wrong, the call is in the ledger.
-            self.books.ended(record)
-            if inference is not None:
-                self._tracing.end(inference, _inference_attributes(record), record.error_type)
-            if server is not None:
-                self._end_request(record, server)
-            self._count_call(record)
-            self._count_cost(record)
-            self._write_line(record)
-        except Exception as error:  # noqa: BLE001 telemetry never raises into a request; the failure itself is logged
-            self._log.error(LogEvent.LOG, message="closing failed", exc_info=error)
+        # First, and by itself: whatever else goes wrong, the call is in the ledger.
+        self.safely(lambda: self.books.ended(record))
+        self.safely(lambda: self._tell(record, server, inference))
+
+    def _tell(self, record: Record, server: Span | None, inference: Span | None) -> None:
+        if inference is not None:
+            self._tracing.end(inference, _inference_attributes(record), record.error_type)
+        if server is not None:
+            self._end_request(record, server)
+        self._count_call(record)
+        self._count_cost(record)
+        self._write_line(record)
 
     def _end_request(self, record: Record, server: Span) -> None:
         fault = catalog.OUTCOMES[record.outcome][0]

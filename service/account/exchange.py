@@ -6,6 +6,7 @@ import dataclasses
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from opentelemetry import trace
 from opentelemetry.trace import Span
@@ -176,9 +177,10 @@ class Exchange:
             return
         call.ended, call.outcome = True, outcome
         call.stop_clock()
-        call.cost = self._cost(call, outcome)
+        safely = self._closing.safely
+        call.cost = safely(lambda: self._cost(call, outcome))
         for settle in call.on_end:
-            settle(call)
+            safely(partial(settle, call))
         if self.kind is not Kind.FAN_OUT:
             self.end(outcome, error_type)
             return
@@ -186,16 +188,19 @@ class Exchange:
         total = self.lifetime.clock() - call.opened
         timings = Timings(total=total, call=call.lasted, queue=call.queued, backoff=call.paused)
         span = call.span or self.server
-        self._closing.close(self._record(Kind.CALL, call, outcome, error_type, timings, span), None, call.span)
+        record = safely(lambda: self._record(Kind.CALL, call, outcome, error_type, timings, span))
+        if record is not None:
+            self._closing.close(record, None, call.span)
 
     def end(self, outcome: Outcome, error_type: str | None = None) -> None:
         """The request has ended; only the first call counts."""
         if self.ended:
             return
-        self.ended = True
         life, call = self.lifetime, self.call
-        if call is not None:
-            call.stop_clock()
+        if call is not None and not call.ended:
+            self.end_call(call, outcome, error_type)  # settles what was taken for it, and comes back here
+            return
+        self.ended = True
         timings = Timings(
             total=life.clock() - life.started,
             call=None if call is None else call.lasted,
@@ -205,8 +210,9 @@ class Exchange:
             queue=life.queue.seconds,
             backoff=life.backoff.seconds,
         )
-        record = self._record(self.kind, call, outcome, error_type, timings, self.server)
-        self._closing.close(record, self.server, None if call is None else call.span)
+        record = self._closing.safely(lambda: self._record(self.kind, call, outcome, error_type, timings, self.server))
+        if record is not None:
+            self._closing.close(record, self.server, None if call is None else call.span)
         self.error_type = error_type
 
     def _record(
@@ -231,7 +237,9 @@ class Exchange:
             quotas=call.quotas if call is not None else (),
             client=self.client,
             call_id=call.id if call is not None else new_call_id(),
-            started=self._at(call.opened) if kind is Kind.CALL and call is not None else self._at(self.lifetime.started),
+            started=self._at(call.opened)
+            if kind is Kind.CALL and call is not None
+            else self._at(self.lifetime.started),
             cost=None if call is None else call.cost,
             wanted_model=call.wanted if call is not None and call.stand_in else None,
             cache=call.cache if call is not None else None,

@@ -10,7 +10,7 @@ from opentelemetry import trace
 from observability.catalog import Outcome
 from service.account.books import Books
 from service.account.closing import Closing
-from service.account.exchange import Exchange
+from service.account.exchange import Call, Exchange
 from service.account.prices import Prices
 from service.lifetime import Lifetime
 from service.record import Answered, Attempt, Kind, Usage
@@ -144,3 +144,27 @@ def test_request_ids_are_ours_and_never_the_same() -> None:
         assert one.request_id != two.request_id
         one.end(Outcome.OK)
         two.end(Outcome.OK)
+
+
+def test_a_failure_in_settling_or_pricing_raises_into_no_request_and_the_record_is_closed_all_the_same() -> None:
+    def breaks(_call: Call) -> None:
+        raise RuntimeError("a bug of ours")
+
+    with telemetry() as told:
+        with _exchange(told) as (exchange, _):
+            call = exchange.open_call("anthropic", "chat", "claude-opus-5-5", streaming=False)
+            exchange.begin_call(call)
+            settled: list[Call] = []
+            call.on_end += [breaks, settled.append]
+            exchange.end_call(call, Outcome.OK, None)
+        events = [line["event"] for line in told.lines()]
+    assert (settled, events) == ([call], ["log", "request"])
+
+
+def test_a_request_that_ends_without_its_call_settles_what_was_taken_for_it() -> None:
+    with telemetry() as told, _exchange(told) as (exchange, _):
+        call = exchange.open_call("anthropic", "chat", "claude-opus-5-5", streaming=False)
+        settled: list[Call] = []
+        call.on_end.append(settled.append)
+        exchange.end(Outcome.INTERNAL_ERROR, "internal_error")
+        assert (settled, exchange.ended, call.ended) == ([call], True, True)

@@ -20,7 +20,7 @@ from observability.tracing import Options
 from service.app import ROUTES
 from service.upstream.providers import PROVIDERS, models_of
 
-AT_START = ("claude_proxy_build_info", "claude_proxy_telemetry_")
+AT_START = ("claude_proxy_build_info", "claude_proxy_telemetry_", "claude_proxy_limiter_")
 """Families that stand there before anything has happened."""
 
 
