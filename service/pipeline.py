@@ -20,7 +20,7 @@ from service.allowances import Allowances
 from service.answer import Answer
 from service.caching import Caching
 from service.capacity import Capacity, Leave
-from service.errors import GatewayError, InvalidAnswer, UpstreamFailed
+from service.errors import GatewayError, InvalidAnswer, QueueRejected, UpstreamFailed
 from service.policy.retry import Failure, Pause, Stop
 from service.relay import Chunks, Events, abandon, end_with, fail
 from service.results import Failed, Large, Result, Streaming, Whole
@@ -124,7 +124,14 @@ class Pipeline:
             deadline=deadline,
         )
         while True:
-            leave = await self._leave(job, deadline - clock())
+            try:
+                leave = await self._leave(job, deadline - clock())
+            except QueueRejected:
+                following = self._following(job, tries.without_room())
+                if following is None:
+                    raise
+                job = following
+                continue
             exchange.begin_call(call)
             result = await self._attempt(job, leave)
             failure = result.failure()

@@ -65,3 +65,10 @@ class Tries:
             self._made = 0
             return StandIn(self._stand_ins.pop(0))
         return verdict
+
+    def without_room(self) -> StandIn | Stop:
+        """What follows when the limits of the model asked last have no room: nothing was sent, so nothing is retried."""
+        if not self._repeatable or not self._stand_ins:
+            return Stop.FINAL
+        self._made = 0
+        return StandIn(self._stand_ins.pop(0))

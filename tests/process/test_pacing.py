@@ -331,6 +331,21 @@ def test_a_retry_waits_for_room_like_everybody() -> None:
         assert spans["wait"].parent_id == spans["chat"].span_id
 
 
+def test_a_stand_in_speaks_for_a_model_whose_limits_have_no_room() -> None:
+    model, first, second = new_model(), new_model(), new_model()
+    with scene(PLENTY, CLAUDE_PROXY_FALLBACKS=f"{model}={first},{second}", **PACED) as made:
+        for each in (first, model):
+            used_up(made, 2, each)
+        sent = len(made.upstream.seen)
+        got = ask(made, asked(model=model))
+        assert (got.status, got.headers["x-claude-proxy-model"]) == (200, second)
+        line = line_of(made, got)
+        assert (line["outcome"], line["wanted_model"], line["attempts"]) == ("ok", model, 1)
+        assert len(made.upstream.seen) == sent + 1
+        used_up(made, 1, second)
+        assert ask(made, asked(model=model)).status == 429
+
+
 def test_a_drain_ends_those_who_wait_with_a_503() -> None:
     settings = PACED | {"CLAUDE_PROXY_GRACEFUL_TIMEOUT": "4"}
     with scene(PLENTY, **settings) as made:
