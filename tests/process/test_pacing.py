@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import itertools
 import signal
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -30,7 +32,7 @@ from tests.support.asking import (
 from tests.support.otlp import SpanSeen
 from tests.support.poll import poll
 from tests.support.scene import Got, Scene, scene
-from tests.support.upstream import Script
+from tests.support.upstream import Script, Seen
 from tests.support.wire import Wire
 
 PROVIDER = {"gen_ai_provider_name": "anthropic"}
@@ -329,6 +331,37 @@ def test_a_retry_waits_for_room_like_everybody() -> None:
         assert line["backoff_s"] < 1 < line["queue_s"]
         spans = spans_of(made, line, 6)
         assert spans["wait"].parent_id == spans["chat"].span_id
+
+
+def test_a_wait_that_proves_longer_than_foreseen_ends_in_a_429() -> None:
+    release = threading.Event()
+
+    def by_text(connection: socket.socket, seen: Seen) -> None:
+        if text_of(seen) == "held":
+            release.wait(20)
+            limited("retry-after: 30")(connection, seen)
+        else:
+            says(*headroom(requests=(60, 0 if text_of(seen) == "last" else 9)))(connection, seen)
+
+    with scene(by_text, **PACED | {"CLAUDE_PROXY_QUEUE_TIMEOUT": "4"}) as made:
+        model = new_model()
+        assert ask(made, asked("first", model=model)).status == 200
+        held = start(made, asked("held", model=model))
+        poll(lambda: len(made.upstream.seen) == 2, what="the held one to be sent")
+        assert ask(made, asked("last", model=model)).status == 200
+        waiting = start(made, asked(model=model))
+        wait_queue(made, 1)
+        release.set()
+        assert held.got().status == 429
+        got = waiting.got()
+        assert (got.status, len(made.upstream.seen)) == (429, 3)
+        assert "in the time that it may wait" in got.json()["error"]["message"]
+        assert 20 < int(got.headers["retry-after"]) <= 30
+        line = line_of(made, got)
+        assert (line["outcome"], line["attempts"]) == ("queue_rejected", 0)
+        assert 3.9 < line["queue_s"] < 8
+        assert set(spans_of(made, line, 2)) == {"wait", "POST"}
+        wait_queue(made, 0)
 
 
 def test_a_stand_in_speaks_for_a_model_whose_limits_have_no_room() -> None:
