@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import helper, machine
-from tests.bench.measures import Bench, Plan
+from tests.bench import helper, machine, pacing, shared, storm
+from tests.bench.measures import Bench, Plan, Results
 from tests.bench.report import failures, report
 from tests.bench.subjects import EVERYTHING, VARIANTS, Stage
 
@@ -27,6 +27,12 @@ MEASURES: dict[str, Callable[[Bench], None]] = {
     "scrape": Bench.scrape,
     "start": Bench.start,
 }
+APART: dict[str, Callable[[machine.Cores, bool], list[str]]] = {
+    "pacing": lambda cores, quick: pacing.measure(cores, quick=quick),
+    "storm": lambda cores, quick: storm.measure(cores, quick=quick),
+    "shared": lambda _cores, quick: shared.measure(quick=quick),
+}
+"""Measures with processes of their own; they give parts of the report. Not in a quick run unless asked for."""
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -38,8 +44,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="under a minute: fewer rounds, fewer subjects")
     parser.add_argument(
-        "--only", action="append", choices=sorted(MEASURES), metavar="NAME",
-        help="only this measure; may be repeated: " + ", ".join(MEASURES),
+        "--only", action="append", choices=sorted(MEASURES | APART), metavar="NAME",
+        help="only this measure; may be repeated: " + ", ".join(MEASURES | APART),
     )  # fmt: skip
     parser.add_argument(
         "--seconds", type=_seconds, metavar="N", help="seconds per subject and round (default: 2, quick: 0.7)"
@@ -74,6 +80,18 @@ def _stop(_number: int, _frame: object) -> None:
     raise SystemExit("stopped")
 
 
+def _staged(arguments: argparse.Namespace, layout: machine.Layout, wanted: list[str]) -> tuple[Results, list[str]]:
+    """The measures that share one stage: results and notes."""
+    variants = tuple(v for v in VARIANTS if v.quick or not arguments.quick) if "throughput" in wanted else (EVERYTHING,)
+    with Stage(layout) as stage:
+        stage.start_subjects(variants, full_headers=not arguments.quick)
+        bench = Bench(stage, _plan(arguments))
+        for name in MEASURES:
+            if name in wanted:
+                MEASURES[name](bench)
+        return bench.results, stage.notes
+
+
 def main() -> None:
     """Run the benchmark."""
     arguments = parse()
@@ -84,22 +102,29 @@ def main() -> None:
     layout = machine.layout()
     if layout.load:
         os.sched_setaffinity(0, layout.load)
-    wanted = arguments.only or [name for name in MEASURES if not (arguments.quick and name == "export")]
-    variants = tuple(v for v in VARIANTS if v.quick or not arguments.quick) if "throughput" in wanted else (EVERYTHING,)
+    wanted = arguments.only or [*MEASURES, *APART]
+    if arguments.quick and not arguments.only:
+        wanted = [name for name in MEASURES if name != "export"]
     facts, busy, began = machine.facts(), machine.Busy(), time.monotonic()
-    with Stage(layout) as stage:
-        stage.start_subjects(variants, full_headers=not arguments.quick)
-        bench = Bench(stage, _plan(arguments))
-        for name in MEASURES:
-            if name in wanted:
-                MEASURES[name](bench)
-        facts.append(f"other processes took {busy.others_share() * 100:.0f} % of the machine's CPU time meanwhile")
-    facts += [layout.text, f"took {time.monotonic() - began:.0f} s"]
-    print(report(bench.results, facts, stage.notes))
+    results, notes = Results(), []
+    if any(name in MEASURES for name in wanted):
+        results, notes = _staged(arguments, layout, wanted)
+        facts.append(layout.text)
+    parts = []
+    if apart := [name for name in APART if name in wanted]:
+        everywhere = layout.service | layout.load
+        if everywhere:
+            os.sched_setaffinity(0, everywhere)
+        facts.append(f"nothing pinned in: {', '.join(apart)}")
+        for name in apart:
+            parts += APART[name](everywhere, arguments.quick)
+    facts.append(f"other processes took {busy.others_share() * 100:.0f} % of the machine's CPU time meanwhile")
+    facts += [f"took {time.monotonic() - began:.0f} s"]
+    print("\n\n".join((report(results, facts, notes), *parts)))
     if arguments.json is not None:
-        figures = {"facts": facts, "notes": stage.notes, **dataclasses.asdict(bench.results)}
+        figures = {"facts": facts, "notes": notes, **dataclasses.asdict(results)}
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
-    if failures(bench.results):
+    if failures(results):
         raise SystemExit("some answers failed: see the end of the report")
 
 
