@@ -36,7 +36,11 @@ BYTES_PER_TOKEN = 4.0
 TOKENS_PER_MEDIUM = 1600.0
 """An image at the API's own size bound."""
 _INDEX = {name: i for i, name in enumerate(DIMENSIONS)}
+MOST_SHORT = 1.0
+MOST_EXCESS = 0.1
+"""Of an output limit: more than this is not kept back for answers that are longer than expected."""
 _LEARN = 0.1
+_FORGET = 0.01
 _HUGE = 1e12
 _LITTLE = 1e-6
 
@@ -55,10 +59,10 @@ class Pool:
     """One pool's picture. `values` holds it whole, as `WIDTH` numbers; all zero is a pool that nobody has used."""
 
     __slots__ = (
-        "answered", "closed_until", "earlier", "epoch", "fresh", "level", "limit", "newest", "open", "output",
-        "since", "state", "text", "tokens", "unanswered", "updated", "virtual",
+        "answered", "closed_until", "earlier", "epoch", "excess", "fresh", "level", "limit", "newest", "open", "output",
+        "short", "since", "state", "text", "tokens", "unanswered", "updated", "virtual",
     )  # fmt: skip
-    WIDTH = 29
+    WIDTH = 31
 
     def __init__(self, values: Sequence[float]) -> None:
         (
@@ -75,6 +79,8 @@ class Pool:
         self.fresh = list(values[23:26])
         self.earlier = list(values[26:29])
         """Taken in this epoch of `ON_THE_WAY` seconds, and in the one before."""
+        self.short, self.excess = values[29:31]
+        """By how much estimates were too low of late, at most: input as a share, output in tokens. See `_needs`."""
 
     def values(self) -> tuple[float, ...]:
         """What to keep; `Pool(pool.values())` is the same pool."""
@@ -82,6 +88,7 @@ class Pool:
             self.state, self.since, self.closed_until, self.updated, self.newest, self.epoch,
             self.virtual, self.open, self.output, self.text, self.tokens,
             *self.limit, *self.level, *self.unanswered, *self.answered, *self.fresh, *self.earlier,
+            self.short, self.excess,
         )  # fmt: skip
 
     @property
@@ -132,11 +139,23 @@ class Pool:
             return False
         if self.state != KNOWN:
             return self.unanswered[REQUESTS] + 1 <= self._careful(now)
-        limit, level = self.limit, self.level
+        limit, level, needs = self.limit, self.level, self._needs(amounts)
         return (
-            (not limit[0] or level[0] + _LITTLE >= min(amounts[0], limit[0]))
-            and (not limit[1] or level[1] + _LITTLE >= min(amounts[1], limit[1]))
-            and (not limit[2] or level[2] > 0)
+            (not limit[0] or level[0] + _LITTLE >= needs[0])
+            and (not limit[1] or level[1] + _LITTLE >= needs[1])
+            and (not limit[2] or level[2] > needs[2])
+        )
+
+    def _needs(self, amounts: Amounts) -> Amounts:
+        """What must be there for a call to go. Of tokens more than is taken: estimates may be too low.
+
+        What is left over stays in the bucket for the next call, so this costs a short wait, once, and no throughput.
+        """
+        limit = self.limit
+        return (
+            min(amounts[0], limit[0]),
+            min(amounts[1] * (1 + self.short), limit[1]),
+            min(self.excess, limit[2] * MOST_EXCESS),
         )
 
     def _careful(self, now: float) -> float:
@@ -155,10 +174,10 @@ class Pool:
             doublings = math.ceil(math.log2(calls / CAREFUL_CALLS))
             opens = min(self.since + min(doublings, CAREFUL_SECONDS), now + CAREFUL_SECONDS + shut)
             return max(shut, opens - now), DIMENSIONS[REQUESTS]
-        longest, named = 0.0, DIMENSIONS[REQUESTS]
+        longest, named, needs = 0.0, DIMENSIONS[REQUESTS], self._needs(amounts)
         for i, limit in enumerate(self.limit):
             if limit:
-                need = _LITTLE if i == OUTPUT else min(amounts[i], limit)
+                need = needs[i] + _LITTLE if i == OUTPUT else needs[i]
                 seconds = (need + before[i] - self.level[i]) * 60 / limit
                 if seconds > longest:
                     longest, named = seconds, DIMENSIONS[i]
@@ -214,6 +233,8 @@ class Pool:
         self._pay(INPUT, real - taken)
         self.answered[INPUT] += max(0.0, real - taken)
         if text_bytes > 0:
+            low = real / taken - 1 if taken > 0 else 0.0
+            self.short = min(MOST_SHORT, max(low, self.short * (1 - _FORGET)))
             self.text = self.text * (1 - _LEARN) + text_bytes
             self.tokens = self.tokens * (1 - _LEARN) + max(0.0, real - media * TOKENS_PER_MEDIUM)
 
@@ -224,6 +245,7 @@ class Pool:
         self.answered[OUTPUT] += taken if output is None else output
         if output is not None:
             self._pay(OUTPUT, output - taken)
+            self.excess = max(output - taken, self.excess * (1 - _FORGET))
             self.output += (output - self.output) * (_LEARN if self.output else 1.0)
 
     def _learn(self, limits: Sequence[Limit], sent: float, before: Sequence[float], now: float) -> None:

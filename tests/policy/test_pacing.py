@@ -244,6 +244,48 @@ def test_output_is_not_reserved_but_owed() -> None:
     assert pool.fits(ONE, 0.0)
 
 
+def limited(dimension: str, limit: float, remaining: float) -> Pool:
+    """A pool that has heard of one limit at time 0, with nothing under way."""
+    pool = fresh()
+    pool.take(ONE, 0.0)
+    pool.answer(ONE, [Limit(dimension, limit, remaining)], 0.0, [0.0] * 3, 0.0)
+    pool.end(ONE[2], None)
+    return pool
+
+
+def test_after_input_was_estimated_too_low_a_call_waits_for_what_it_may_really_need() -> None:
+    pool = limited("input_tokens", 60_000, 60_000)
+    pool.correct_input(1000, 1500, 4000, 0)
+    pool.level[1] = 1200.0
+    call = (1.0, 1000.0, 10.0)
+    assert not pool.fits(call, 0.0)
+    assert pool.wait((0.0, 0.0, 0.0), call, 0.0)[0] == pytest.approx(0.3)
+    pool.advance(0.31)
+    assert pool.fits(call, 0.31)
+
+
+def test_after_a_long_answer_some_output_is_kept_back_but_never_more_than_a_tenth_of_the_limit() -> None:
+    pool = limited("output_tokens", 60_000, 60_000)
+    pool.take(ONE, 0.0)
+    pool.end(100.0, 900.0)
+    pool.level[2] = 700.0
+    assert not pool.fits(ONE, 0.0)
+    assert pool.wait((0.0, 0.0, 0.0), ONE, 0.0)[0] == pytest.approx(0.1)
+    pool.take(ONE, 0.0)
+    pool.end(100.0, 50_000.0)
+    pool.level[2] = 6001.0
+    assert pool.fits(ONE, 0.0)
+
+
+def test_a_low_estimate_is_forgotten_when_later_ones_are_right() -> None:
+    pool = limited("input_tokens", 60_000, 60_000)
+    pool.correct_input(1000, 2000, 4000, 0)
+    for _ in range(500):
+        pool.correct_input(1000, 1000, 4000, 0)
+    pool.level[1] = 1010.0
+    assert pool.fits((1.0, 1000.0, 10.0), 0.0)
+
+
 def test_what_never_went_leaves_no_trace() -> None:
     pool = known(60)
     before = (pool.level[:], pool.unanswered[:], pool.open)
