@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import helper, machine, pacing, shared, storm
+from tests.bench import helper, ledger, machine, pacing, shared, storm
 from tests.bench.measures import Bench, Plan, Results
 from tests.bench.report import failures, report
 from tests.bench.subjects import EVERYTHING, VARIANTS, Stage
@@ -31,6 +31,7 @@ APART: dict[str, Callable[[machine.Cores, bool], list[str]]] = {
     "pacing": lambda cores, quick: pacing.measure(cores, quick=quick),
     "storm": lambda cores, quick: storm.measure(cores, quick=quick),
     "shared": lambda _cores, quick: shared.measure(quick=quick),
+    "ledger": lambda _cores, quick: ledger.measure(quick=quick),
 }
 """Measures with processes of their own; they give parts of the report. Not in a quick run unless asked for."""
 
@@ -106,7 +107,7 @@ def main() -> None:
     if arguments.quick and not arguments.only:
         wanted = [name for name in MEASURES if name != "export"]
     facts, busy, began = machine.facts(), machine.Busy(), time.monotonic()
-    results, notes = Results(), []
+    results, notes = Results(), list[str]()
     if any(name in MEASURES for name in wanted):
         results, notes = _staged(arguments, layout, wanted)
         facts.append(layout.text)

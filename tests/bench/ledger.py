@@ -16,9 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from observability.catalog import Outcome
+from service.account.books import Books
 from service.account.journal import Journal
 from service.account.ledger import FILE, Ledger
 from service.account.ledger_writer import Hooks, LedgerWriter
+from service.account.prices import Prices
 from service.account.rows import Row, new_call_id, row_of
 from service.record import Answered, Attempt, Certainty, Cost, Kind, Record, Timings, Trace, Usage
 from tests.support.book import NOON, row, started
@@ -37,21 +39,42 @@ RECORD = Record(
 )  # fmt: skip
 
 
-def _per_call(what: str, act: Callable[[], object]) -> None:
+def measure(*, quick: bool) -> list[str]:
+    """The request path's part for the report: what pricing a call and writing it down cost. Goal: 30 us together."""
+    with tempfile.TemporaryDirectory() as scratch:
+        lines = request_side(Path(scratch) / "calls", rounds=2 if quick else ROUNDS)
+    return ["## Books: cost per call on the request path", "```\n" + "\n".join(lines) + "\n```"]
+
+
+def _per_call(what: str, act: Callable[[], object], rounds_wanted: int) -> str:
     """Microseconds of this thread's CPU (other processes' load does not count), the median and the worst round."""
     rounds = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds_wanted):
         begin = time.thread_time()
         for _ in range(CALLS):
             act()
         rounds.append((time.thread_time() - begin) / CALLS * 1e6)
-    print(f"{what:58} {statistics.median(rounds):8.1f} us   (worst round {max(rounds):.1f})", flush=True)
+    return f"{what:58} {statistics.median(rounds):8.1f} us   (worst round {max(rounds):.1f})"
 
 
-def request_side(directory: Path) -> None:
-    """A call's start and end with the writer's thread at rest, and what making the row costs."""
+def request_side(directory: Path, rounds: int = ROUNDS) -> list[str]:
+    """A call's price, start and end, with the writer's thread at rest, and what making the row costs."""
     journal = Journal(directory, lambda *_: None, bound=1 << 40)
+    books = Books(Prices(), journal)
     cost = Cost(Certainty.EXACT, input=5_000_000, output=5_000_000)
+
+    def price() -> Cost | None:
+        return books.cost(
+            provider="anthropic",
+            model=RECORD.model,
+            answered=RECORD.answered,
+            outcome=RECORD.outcome,
+            inference=True,
+            attempts=RECORD.attempts,
+            cached=False,
+            input_estimate=None,
+            at=NOON,
+        )
 
     def call() -> None:
         call_id = new_call_id()
@@ -59,11 +82,16 @@ def request_side(directory: Path) -> None:
         journal.ended(row_of(RECORD, call_id, NOON, NOON + 2.5, cost))
 
     start, end = started(), row()
-    _per_call("began: encode, crc, one write", lambda: journal.began(start))
-    _per_call("ended: encode, crc, one write", lambda: journal.ended(end))
-    _per_call("row_of: the row from a record", lambda: row_of(RECORD, "0" * 32, NOON, NOON, cost))
-    _per_call("a whole call: id, Started, began, row_of, ended", call)
+    measured: dict[str, Callable[[], object]] = {
+        "price: what the call cost": price,
+        "began: encode, crc, one write": lambda: journal.began(start),
+        "ended: encode, crc, one write": lambda: journal.ended(end),
+        "row_of: the row from a record": lambda: row_of(RECORD, "0" * 32, NOON, NOON, cost),
+        "a whole call: id, Started, began, row_of, ended": call,
+    }
+    lines = [_per_call(what, act, rounds) for what, act in measured.items()]
     journal.close()
+    return lines
 
 
 def moving(directory: Path, rows: int) -> None:
@@ -119,7 +147,7 @@ def main() -> None:
     parser.add_argument("--path", type=Path, help="keep the large database here, and use it if it is there")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        request_side(Path(scratch) / "calls")
+        print("\n".join(request_side(Path(scratch) / "calls")), flush=True)
         moving(Path(scratch) / "moving", 50_000)
         questions(arguments.path or Path(scratch) / "large", arguments.rows)
 
