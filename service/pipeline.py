@@ -14,6 +14,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from observability.catalog import Outcome
+from service.account.estimate import tokens_of
 from service.account.exchange import Call, Exchange
 from service.account.pauses import Pauses
 from service.allowances import Allowances
@@ -21,7 +22,9 @@ from service.answer import Answer
 from service.caching import Caching
 from service.capacity import Capacity, Leave
 from service.errors import GatewayError, InvalidAnswer, QueueRejected, UpstreamFailed
+from service.policy.pacing import TOKENS_PER_MEDIUM
 from service.policy.retry import Failure, Pause, Stop
+from service.policy.size import measured
 from service.relay import Chunks, Events, abandon, end_with, fail
 from service.results import Failed, Large, Result, Streaming, Whole
 from service.tries import Budget, Plan, StandIn, Tries
@@ -153,6 +156,7 @@ class Pipeline:
     async def _leave(self, job: _Job, left: float) -> Leave | None:
         """Wait for room under the provider's limits. What is taken is settled as the call ends."""
         if self._capacity is None:
+            job.call.input_estimate = _guessed(job)
             return None
         leave = await self._capacity.leave(job.exchange, job.call, job.prepared, left)
         if leave is not None:
@@ -227,6 +231,14 @@ class Pipeline:
         if leave is not None and status >= 400:
             leave.answered(call.quotas, status, hint)
         return Whole(response, body, hint, outcome, error_type)
+
+
+def _guessed(job: _Job) -> int | None:
+    """Input tokens by the body's size, of an inference that no pacer measures."""
+    if job.call.operation is None or not isinstance(job.prepared.body, bytes):
+        return None
+    text, media = measured(job.prepared.body)
+    return tokens_of(text) + round(media * TOKENS_PER_MEDIUM)
 
 
 async def _read(chunks: Chunks, feed: Callable[[bytes], None]) -> bytes:
