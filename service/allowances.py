@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from asyncio import AbstractEventLoop
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -43,6 +45,21 @@ class Allowances:
         for client, nano_dollars in spends.items():
             if (allowed := self._allowances.get(client)) is not None:
                 self._limits.restore(client, allowed.limits, nano_dollars)
+
+    def spent_on(self, loop: AbstractEventLoop | None) -> Callable[[str, int], None]:
+        """To be told, by another thread, what a client's message batches have cost (nano-dollars): that is known only when
+        their results are read. `loop` is where the limits live; None: nowhere, they are not counted against a budget."""
+
+        def count(client: str, nano_dollars: int) -> None:
+            if (allowed := self._allowances.get(client)) is not None:
+                self._limits.spend(client, allowed.limits, nano_dollars)
+
+        def tell(client: str, nano_dollars: int) -> None:
+            if loop is not None:
+                with suppress(RuntimeError):  # the loop is closed: the ledger tells the next process
+                    loop.call_soon_threadsafe(count, client, nano_dollars)
+
+        return tell
 
     def admit(self, exchange: Exchange, call: Call) -> None:
         """Count a call. Raises `ModelForbidden` or `ClientLimited`. What it uses is counted as it ends."""

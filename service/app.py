@@ -73,7 +73,7 @@ class Gateway:
     async def start(self, place: Place) -> None:
         """Find the place among the workers of this host, and watch the loop."""
         await self.exposition.start(place)
-        await asyncio.to_thread(self.keeping.start)
+        await asyncio.to_thread(self.keeping.start, self.allowances.spent_on(asyncio.get_running_loop()))
         if self.allowances.have_budgets:
             self.allowances.restore(await asyncio.to_thread(self.keeping.spends))
         self.lag.start()

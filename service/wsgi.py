@@ -19,7 +19,7 @@ def application() -> LoopFlask:
     settings = load()
     gateway = create_gateway(settings)
     local.guard(gateway.app, settings)
-    gateway.keeping.start()
+    gateway.keeping.start(gateway.allowances.spent_on(None))
     atexit.register(partial(_leave, gateway), FLUSH_SECONDS)
     return gateway.app
 

@@ -130,8 +130,9 @@ class BatchBooks:
 class Counting:
     """Counts batches' results as they come into the ledger, and shows which batches wait: hooks of the ledger's thread."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    def __init__(self, metrics: Metrics, on_spent: Callable[[str, int], None]) -> None:
+        """`on_spent` is told of a client and the nano-dollars that its batches' results cost."""
+        self._metrics, self._on_spent = metrics, on_spent
         self._shown: set[str] = set()
 
     def on_new(self, rows: list[Row]) -> None:
@@ -143,6 +144,8 @@ class Counting:
                 _add_cost(sums, row)
         for (metric, labels), amount in sums.items():
             self._metrics.add(metric, labels, amount / 1e9 if metric in _MONEY else amount)
+            if metric is catalog.CLIENT_COST:
+                self._on_spent(labels[0], amount)
 
     def on_waiting(self, waiting: list[Waiting]) -> None:
         """Age of the oldest batch and when the next one runs out; nothing once nobody waits any more."""

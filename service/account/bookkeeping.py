@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,14 +46,17 @@ class Bookkeeping:
         """Whether calls can be written down; true where that is not wanted."""
         return self.journal is None or self.journal.writable
 
-    def start(self) -> None:
-        """Begin to move the journal, a dead worker's first. Blocks for the import of SQLAlchemy (0.3 s): not for a loop."""
+    def start(self, on_spent: Callable[[str, int], None]) -> None:
+        """Begin to move the journal, a dead worker's first. Blocks for the import of SQLAlchemy (0.3 s): not for a loop.
+
+        `on_spent` is told, in the ledger's thread, what a client's message batches cost (nano-dollars), as that is known.
+        """
         if self.journal is None:
             return
         from service.account.ledger import Ledger
         from service.account.ledger_writer import Hooks, LedgerWriter
 
-        counting = Counting(self._metrics)
+        counting = Counting(self._metrics, on_spent)
         hooks = Hooks(
             on_drop=self._dropped,
             on_success=self._succeeded,

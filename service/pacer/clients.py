@@ -78,6 +78,11 @@ class ClientLimits:
         key = blake2b(client.encode(), digest_size=16).digest()
         self._access.change(partial(self._at_least, key, limits, nano_dollars, self._clock(), self._wall()))
 
+    def spend(self, client: str, limits: Limits, nano_dollars: int) -> None:
+        """So much was spent besides what calls under way tell."""
+        key = blake2b(client.encode(), digest_size=16).digest()
+        self._access.change(partial(self._spend, key, limits, 0.0, nano_dollars, self._clock(), self._wall()))
+
     def _at_least(self, key: bytes, limits: Limits, nano_dollars: int, now: float, wall: float) -> None:
         index = self._index(key, now)
         if index is not None:

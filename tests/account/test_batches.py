@@ -49,7 +49,7 @@ class Desk:
         self.dropped: list[tuple[str, int]] = []
         self.new: list[Row] = []
         self.journal = Journal(directory, lambda *_: None)
-        counting = Counting(told.telemetry.metrics) if told is not None else None
+        counting = Counting(told.telemetry.metrics, lambda *_: None) if told is not None else None
         self.waiting: list[list[Waiting]] = []
         hooks = Hooks(
             on_new=counting.on_new if counting else self.new.extend,
@@ -247,7 +247,7 @@ def test_a_dead_workers_batches_are_taken_over(tmp_path: Path) -> None:
 
 def test_the_gauges_stand_while_a_batch_waits_and_go_when_none_does() -> None:
     with telemetry() as told:
-        counting, now = Counting(told.telemetry.metrics), time.time()
+        counting, now = Counting(told.telemetry.metrics, lambda *_: None), time.time()
         counting.on_waiting([Waiting("anthropic", now - 3600, now + 7200)])
         shown = {metric: value for metric, _, value, _ in told.telemetry.metrics.newest()}
         assert shown[catalog.BATCH_OLDEST] == pytest.approx(3600, abs=5)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.support.claude import ASKED, MESSAGE
 from tests.support.poll import poll
-from tests.support.processes import Gateway
+from tests.support.processes import Gateway, Simulator
 from tests.support.upstream import Upstream, json_answer
 
 KEY = {"x-api-key": "key-of-alice"}
@@ -36,3 +36,26 @@ def test_a_budget_that_was_spent_before_the_restart_is_spent_after_it(tmp_path: 
             assert refused.json()["error"]["details"]["limit"] == "budget"
             assert refused.headers["x-should-retry"] == "false" or int(refused.headers["retry-after"]) <= 60
             assert len(upstream.seen) == spent
+
+
+def test_what_a_batch_cost_counts_against_the_budget_of_who_fetched_its_results(tmp_path: Path) -> None:
+    limits = tmp_path / "limits.json"
+    limits.write_text(json.dumps({"alice": {"budget_usd_per_day": 0.000001}}))
+    settings = {
+        "CLAUDE_PROXY_CLIENT_KEYS": f"alice:{hashlib.sha256(KEY['x-api-key'].encode()).hexdigest()}",
+        "CLAUDE_PROXY_CLIENT_LIMITS_FILE": str(limits),
+        "CLAUDE_PROXY_LEDGER": str(tmp_path / "ledger"),
+    }
+    with (
+        Simulator("--fast", "--batch-seconds", "0.05") as simulator,
+        Gateway(simulator.url, **settings) as gateway,
+        gateway.client(headers=KEY | {"anthropic-version": "2023-06-01"}) as client,
+    ):
+        asked = {"requests": [{"custom_id": "one", "params": ASKED}]}
+        made = client.post("/v1/messages/batches", json=asked).json()["id"]
+        poll(lambda: client.get(f"/v1/messages/batches/{made}/results").status_code == 200, what="the batch to end")
+        poll(lambda: gateway.sample("claude_proxy_client_cost_usd_total", client="alice") > 0, what="its cost")
+        refused = poll(
+            lambda: got if (got := client.post("/v1/messages", json=ASKED)).status_code == 429 else None, what="a no"
+        )
+        assert refused.json()["error"]["details"]["limit"] == "budget"
