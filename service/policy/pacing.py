@@ -36,7 +36,8 @@ BYTES_PER_TOKEN = 4.0
 TOKENS_PER_MEDIUM = 1600.0
 """An image at the API's own size bound."""
 _INDEX = {name: i for i, name in enumerate(DIMENSIONS)}
-MOST_SHORT = 1.0
+MOST_SHORT = 0.5
+"""Estimates of input are not held to be lower than by this share."""
 MOST_EXCESS = 0.1
 """Of an output limit: more than this is not kept back for answers that are longer than expected."""
 _LEARN = 0.1
@@ -147,14 +148,15 @@ class Pool:
         )
 
     def _needs(self, amounts: Amounts) -> Amounts:
-        """What must be there for a call to go. Of tokens more than is taken: estimates may be too low.
+        """What must be there for a call to go. Of tokens more than is taken: its estimate may be too
+        low, and of input those of calls not answered yet.
 
         What is left over stays in the bucket for the next call, so this costs a short wait, once, and no throughput.
         """
         limit = self.limit
         return (
             min(amounts[0], limit[0]),
-            min(amounts[1] * (1 + self.short), limit[1]),
+            min(amounts[1] + self.short * (amounts[1] + self.unanswered[1]), limit[1]),
             min(self.excess, limit[2] * MOST_EXCESS),
         )
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 from hashlib import sha256
+from typing import Any
 
 import aiohttp
 
@@ -84,4 +85,5 @@ class Limited(Child):
 
 def total(calls: Sequence[dict[str, object]], name: str) -> float:
     """The sum of `requests`, `input_tokens` or `output_tokens` billed."""
-    return sum(float(call["billed"][name]) for call in calls)  # type: ignore[index]
+    billed: list[Any] = [call["billed"] for call in calls]
+    return float(sum(one[name] for one in billed))

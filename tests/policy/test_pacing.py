@@ -262,6 +262,8 @@ def test_after_input_was_estimated_too_low_a_call_waits_for_what_it_may_really_n
     assert pool.wait((0.0, 0.0, 0.0), call, 0.0)[0] == pytest.approx(0.3)
     pool.advance(0.31)
     assert pool.fits(call, 0.31)
+    pool.unanswered[1] = 1000.0
+    assert not pool.fits(call, 0.31)  # what is on its way may be more than it was estimated at
 
 
 def test_after_a_long_answer_some_output_is_kept_back_but_never_more_than_a_tenth_of_the_limit() -> None:
