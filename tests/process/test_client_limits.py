@@ -249,6 +249,19 @@ def test_what_is_no_inference_counts_for_nothing(stage: Scene) -> None:
         assert ask(stage, asked(), "slow", target="/v1/messages/count_tokens").status == 200
 
 
+def test_an_answer_out_of_the_cache_is_a_request_that_uses_nothing_and_gives_its_place_back(tmp_path: Path) -> None:
+    given = {"alice": {"requests_per_minute": 3, "tokens_per_minute": 60, "concurrency": 1}}
+    with limited(tmp_path, given, ANSWERS, CLAUDE_PROXY_CACHE_TTL="60") as made:
+        answers = [ask(made, asked(), "alice") for _ in range(3)]
+        assert [got.headers.get("x-claude-proxy-cache") for got in answers] == ["miss", "hit", "hit"]
+        tokens = [int(got.headers["anthropic-ratelimit-tokens-remaining"]) for got in answers]
+        assert tokens[0] == 60
+        assert 13 <= tokens[1] <= tokens[2] < 60
+        got = ask(made, asked(), "alice")
+        assert (got.status, got.json()["error"]["details"]["limit"]) == (429, "requests")
+        assert len(made.upstream.seen) == 1
+
+
 def test_over_two_workers_exactly_as_many_come_in_as_may(tmp_path: Path) -> None:
     given = {"twenty": {"requests_per_minute": 20}, "three": {"concurrency": 3}}
     with limited(tmp_path, given, ANSWERS, CLAUDE_PROXY_WORKERS="2") as made:
