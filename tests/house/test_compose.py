@@ -174,6 +174,18 @@ def test_grafana_reads_what_is_mounted_and_reaches_both_data_sources() -> None:
     }
 
 
+def test_the_ledger_is_on_a_volume_that_outlives_the_container_and_whose_owner_is_the_gateways_user() -> None:
+    kept = environment("gateway", LIVE)["CLAUDE_PROXY_LEDGER"]
+    volumes = dict(volume.split(":") for volume in service("gateway")["volumes"] if not volume.startswith("."))
+    assert list(volumes.values()) == [kept]
+    assert volumes.keys() <= compose()["volumes"].keys()
+    # Docker gives a new volume the owner that the directory has in the image.
+    image = (ROOT / service("gateway")["build"]["dockerfile"]).read_text(encoding="utf-8")
+    user, group = re.findall(r"^USER (\d+):(\d+)$", image, re.MULTILINE)[0]
+    assert f"install --directory --owner={user} --group={group} --mode=0700 {kept}\n" in image
+    assert f"CLAUDE_PROXY_LEDGER={kept}\n" in image
+
+
 def test_the_simulator_listens_where_the_gateway_looks_for_it() -> None:
     arguments = cli._parser().parse_args(service("simulator")["command"])
     looked_for = environment("gateway", SIMULATED)["CLAUDE_PROXY_ANTHROPIC_BASE_URL"]

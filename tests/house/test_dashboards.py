@@ -14,6 +14,7 @@ from tests.support.stack_files import (
     DATASOURCES,
     PROMETHEUS,
     Query,
+    Selector,
     all_queries,
     dashboard_queries,
     dashboards,
@@ -21,6 +22,7 @@ from tests.support.stack_files import (
     load,
     panels,
     parse,
+    rules,
 )
 
 TARGET_LABELS = {"job", "instance", "worker"}
@@ -51,21 +53,35 @@ def _series() -> dict[str, tuple[Metric, set[str]]]:
 SERIES = _series()
 
 
+RECORDED = {rule["record"]: parse(rule["expr"])[1] for rule in rules() if "record" in rule}
+"""Labels of the series that recording rules make."""
+PROMETHEUS_OWN = {"up": {"job", "instance"}, "ALERTS": {"alertname", "alertstate"}}
+
+
 def _labels_of(name: str) -> set[str]:
-    if name == "up":
-        return {"job", "instance"}
+    if name in PROMETHEUS_OWN:
+        return PROMETHEUS_OWN[name]
+    if name in RECORDED:
+        return RECORDED[name] or set().union(*(RECORDED[s.name] for s in _recorded_in(name)))
     if name.startswith(catalog.STOCK_PREFIXES) and not name.startswith("flask_"):
         return TARGET_LABELS
     assert name in SERIES, f"{name} is not in the catalogue"
     return SERIES[name][1]
 
 
+def _recorded_in(name: str) -> list[Selector]:
+    (expr,) = (rule["expr"] for rule in rules() if rule.get("record") == name)
+    return [selector for selector in parse(expr)[0] if selector.name in RECORDED]
+
+
 def _rated(expr: str) -> tuple[set[str], set[str]]:
-    """Names inside a range selector, and names outside."""
+    """Names inside a range selector (but for what functions of gauges take), and names outside."""
     inside: set[str] = set()
     outside: set[str] = set()
 
     def visit(node: promql.Expr) -> bool:
+        if isinstance(node, promql.Call) and node.func.name in ("deriv", "min_over_time"):
+            return False
         if isinstance(node, promql.MatrixSelector):
             inside.add(node.vector_selector.name or "")
             return True
@@ -93,13 +109,17 @@ def test_counters_are_read_as_rates_and_gauges_never_are(query: Query) -> None:
     inside, outside = _rated(query.plain)
     cumulative = {name for name in SERIES if SERIES[name][0].type is not Type.GAUGE} | {"process_cpu_seconds_total"}
     assert inside <= cumulative
-    if "variable" not in query.where:
+    # Whether a counter is there at all is asked without a rate: UnpricedModels' first event.
+    if "variable" not in query.where and "UnpricedModels" not in query.where:
         assert not outside & cumulative
 
 
-@pytest.mark.parametrize("query", [p for p in QUERIES if "data source" not in p.id])  # type: ignore[operator]
-def test_a_window_is_always_the_one_that_grafana_derives_from_the_scrape_interval(query: Query) -> None:
-    assert set(re.findall(r"\[([^\]]+)\]", query.expr)) <= {"$__rate_interval"}
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_window_is_the_one_that_grafana_derives_from_the_scrape_interval_or_all_that_is_shown(
+    panel: dict[str, Any],
+) -> None:
+    allowed = {"$__rate_interval"} if panel["type"] == "timeseries" else {"$__rate_interval", "$__range"}
+    assert {w for t in panel["targets"] for w in re.findall(r"\[([^\]]+)\]", t["expr"])} <= allowed
 
 
 def test_the_outcomes_behind_each_fault_are_those_of_the_catalogue() -> None:
@@ -111,7 +131,9 @@ def test_the_outcomes_behind_each_fault_are_those_of_the_catalogue() -> None:
             for label, operator, value in selector.matchers:
                 if label == "outcome":
                     assert operator == "Re"
+                    assert set(value.split("|")) <= {outcome.value for outcome in Outcome}
                     seen.setdefault(query.where.rpartition(": ")[2], []).append(value.split("|"))
+    seen = {fault: written for fault, written in seen.items() if fault in faults}
     assert set(seen) == set(faults)
     for fault, written in seen.items():
         assert all(outcomes == faults[fault] for outcomes in written), fault
@@ -166,7 +188,9 @@ def test_a_variable_reads_a_label_of_a_metric_that_has_it_and_all_means_also_abs
         assert label in SERIES[metric][1], file
         # A refused request has no model: "All" must not leave it out, as a list of all known values would.
         assert variable["allValue"] == ".*"
-    used = {name for q in dashboard_queries() for name in re.findall(r"\$(\w+)", q.expr)} - {"__rate_interval"}
+    used = {
+        name for q in dashboard_queries() if q.where.startswith(file) for name in re.findall(r"\$(\w+)", q.expr)
+    } - {"__rate_interval", "__range"}
     assert used == {variable["name"] for variable in board["templating"]["list"]}
 
 

@@ -44,7 +44,7 @@ class Stack:
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The stack after two rounds of traffic that Prometheus has seen apart, so that every rate has something to show."""
-    folder = {name: tmp_path_factory.mktemp(name) for name in ("jaeger", "prometheus")}
+    folder = {name: tmp_path_factory.mktemp(name) for name in ("jaeger", "prometheus", "ledger")}
     shipped = environment(
         "gateway",
         {
@@ -57,6 +57,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         here = {
             "CLAUDE_PROXY_BIND": "",
             "CLAUDE_PROXY_ANTHROPIC_BASE_URL": "",
+            "CLAUDE_PROXY_LEDGER": str(folder["ledger"]),
             "OTEL_EXPORTER_OTLP_ENDPOINT": jaeger.otlp,
             "OTEL_BSP_SCHEDULE_DELAY": "200",
             "CLAUDE_PROXY_FIRST_BYTE_TIMEOUT": "0.5",

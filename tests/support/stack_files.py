@@ -15,12 +15,14 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "observability/prometheus/prometheus.yml"
+RULES = ROOT / "observability/prometheus/rules.yml"
+RUNBOOK = ROOT / "observability/prometheus/runbook.md"
 JAEGER = ROOT / "observability/jaeger/config.yaml"
 DATASOURCES = ROOT / "grafana/provisioning/datasources/datasources.yaml"
 PROVIDERS = ROOT / "grafana/provisioning/dashboards/dashboards.yaml"
 DASHBOARDS = ROOT / "grafana/dashboards"
 
-VARIABLES = {"$__rate_interval": "1m", "$route": ".*", "$model": ".*"}
+VARIABLES = {"$__rate_interval": "1m", "$__range": "1h", "$route": ".*", "$model": ".*"}
 """What stands for Grafana's variables when a query is run without Grafana."""
 
 
@@ -147,9 +149,19 @@ def datasource_queries() -> list[Query]:
     ]
 
 
+def rules() -> list[dict[str, Any]]:
+    """Every recording and alert rule."""
+    return [rule for group in load(RULES)["groups"] for rule in group["rules"]]
+
+
+def rule_queries() -> list[Query]:
+    """The rules' expressions."""
+    return [Query(f"rule {rule.get('record') or rule['alert']}", rule["expr"]) for rule in rules()]
+
+
 def all_queries() -> list[Query]:
     """Every PromQL expression that the project ships."""
-    return dashboard_queries() + datasource_queries()
+    return dashboard_queries() + datasource_queries() + rule_queries()
 
 
 @dataclass(frozen=True)
