@@ -52,8 +52,7 @@ def _settings(simulator: Simulator, directory: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def books(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Books]:
     """The run, and everybody's testimony after it."""
-    if CALLS > 10_000:  # longer than a test may take
-        faulthandler.dump_traceback_later(120 + CALLS / 20, exit=True, file=2)
+    faulthandler.dump_traceback_later(240 + CALLS / 20, exit=True, file=2)  # longer than a test may take otherwise
     directory = tmp_path_factory.mktemp("ledger")
     room = str(4 * CALLS + 10_000)
     with Simulator("--fast", "--unlimited", "--record", "0", "--record-calls", room) as simulator:

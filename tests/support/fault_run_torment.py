@@ -34,6 +34,8 @@ COUNTERS = re.compile(
 _SAMPLE = re.compile(r"(\w+)\{(.*)\} (\S+)$")
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 _TICKS = os.sysconf("SC_CLK_TCK")
+TICK = 0.006
+"""Seconds within which two texts of a start mean the same: they are told in hundredths."""
 _FULL = 4096
 """Bytes up to which a process may write while its disk is full."""
 
@@ -113,7 +115,7 @@ class Torment(threading.Thread):
                     if not self._clients.is_alive():
                         return
                     time.sleep(self._rng.uniform(0.02, 0.3))  # not a wait for something: any moment will do
-                    if self._rng.random() < 0.1:
+                    if self._rng.random() < 0.05:
                         self.scrape()
                 _ACTIONS[action](self)
             if self._outage is not None:
@@ -240,7 +242,7 @@ class Torment(threading.Thread):
         self.scrape()
         pids = self.gateway.worker_pids()
         shown = [life.started for life in self.log.lives.values()]
-        return [pid for pid in pids if any(abs(_started(pid) - each) < 0.02 for each in shown)]
+        return [pid for pid in pids if any(abs(_started(pid) - each) < TICK for each in shown)]
 
     def wait_for_ledger(self) -> None:
         """Until the database had at some moment everything that was ended before."""
