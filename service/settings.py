@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from service import parse, setting_rows
+from service.account import prices_override
 from service.errors import SettingsError
 from service.parse import ClientKey as ClientKey
 from service.parse import is_loopback as is_loopback
@@ -61,6 +62,8 @@ def load(environ: Mapping[str, str] | None = None, providers: Sequence[Provider]
     values["ledger"] = _ledger(values["ledger"], env)
     values["credentials"] = _credentials(values, providers)
     settings = Settings(**values)
+    _check_prices(settings.prices_file)
+    _check_fallbacks(settings.fallbacks, providers)
     if strangers := settings.client_limits.keys() - {client.name for client in settings.client_keys}:
         raise SettingsError(
             f"CLAUDE_PROXY_CLIENT_LIMITS_FILE names {min(strangers)!r}, which is no client of CLAUDE_PROXY_CLIENT_KEYS."
@@ -184,6 +187,26 @@ def _credentials(values: Mapping[str, Any], providers: Sequence[Provider]) -> st
             "`claude-proxy serve --simulate-without-key`."
         )
     return chosen or "inject"
+
+
+def _check_prices(file: Path | None) -> None:
+    """Now: a worker that finds it wrong would take the whole gateway down, at a reload too."""
+    try:
+        if file is not None:
+            prices_override.load(file)
+    except prices_override.BadPrices as error:
+        raise SettingsError(f"CLAUDE_PROXY_PRICES_FILE: {error}") from None
+
+
+def _check_fallbacks(fallbacks: Mapping[str, Sequence[str]], providers: Sequence[Provider]) -> None:
+    """A call stays with its provider: where we know both models' they must be the same."""
+    whose = {model: provider.title for provider in providers for model in provider.models}
+    for model, stand_ins in fallbacks.items():
+        for name in stand_ins:
+            if model in whose and whose.get(name, whose[model]) != whose[model]:
+                raise SettingsError(
+                    f"CLAUDE_PROXY_FALLBACKS: {name} is {whose[name]}'s and cannot stand in for {model}, {whose[model]}'s."
+                )
 
 
 def _ledger(setting: str, env: Mapping[str, str]) -> Path | None:

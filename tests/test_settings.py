@@ -319,3 +319,19 @@ def test_the_simulator_is_every_provider_under_its_own_path() -> None:
         ("openai", "http://127.0.0.1:1/openai"),
     ]
     assert all(upstream.key for upstream in loaded.upstreams.values())
+
+
+def test_a_bad_price_file_stops_the_start_and_not_a_worker(tmp_path: Path) -> None:
+    file = tmp_path / "prices.json"
+    file.write_text('{"anthropic/claude-x": {"input": "cheap", "output": 1}}')
+    assert "CLAUDE_PROXY_PRICES_FILE" in (said := _refused(CLAUDE_PROXY_PRICES_FILE=str(file)))
+    assert "claude-x" in said
+
+
+def test_a_stand_in_of_another_provider_stops_the_start() -> None:
+    said = _refused(CLAUDE_PROXY_FALLBACKS="claude-opus-5-5=claude-sonnet-5-5,gpt-5")
+    assert "CLAUDE_PROXY_FALLBACKS: gpt-5 is OpenAI's" in said
+
+
+def test_models_of_which_one_is_not_known_may_stand_in_for_each_other() -> None:
+    assert settings.load(KEY | {"CLAUDE_PROXY_FALLBACKS": "claude-opus-5-5=claude-new;our-own=gpt-5"}).fallbacks

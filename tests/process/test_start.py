@@ -125,3 +125,15 @@ def test_a_reload_keeps_the_simulator_that_stands_in_for_claude(tmp_path: Path) 
             answered = client.post("/generate", json={"prompt": "Hello"})
         assert answered.json()["model"].startswith("claude-haiku-4-5")
         assert gateway.stop() == 0
+
+
+def test_a_reload_with_a_bad_price_file_keeps_the_gateway_up(tmp_path: Path) -> None:
+    prices = tmp_path / "prices.json"
+    prices.write_text("{}")
+    with Upstream(plain) as upstream, Gateway(upstream.url, CLAUDE_PROXY_PRICES_FILE=str(prices)) as gateway:
+        prices.write_text('{"no-such-provider/model": {"input": 1, "output": 1}}')
+        gateway.process.send_signal(signal.SIGHUP)
+        refusal = gateway.wait_log(lambda line: "reload refused" in line.get("message", ""), "the refusal")
+        assert "CLAUDE_PROXY_PRICES_FILE" in refusal["message"]
+        with gateway.client() as client:
+            assert client.post("/v1/messages", json=claude.ASKED).status_code == 200
