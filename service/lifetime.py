@@ -33,24 +33,25 @@ class Waits:
         return self
 
     def __enter__(self) -> None:
-        self._begin()
+        self._begin(self._clock())
 
     def __exit__(self, *_ended: object) -> None:
-        self._end()
+        self._end(self._clock())
 
-    def _begin(self) -> None:
+    def _begin(self, now: float) -> None:
+        # One reading of the clock for both accounts: a process stopped between two would make them differ.
         if not self._open:
-            self._since = self._clock()
+            self._since = now
         self._open += 1
         if self._within is not None:
-            self._within._begin()
+            self._within._begin(now)
 
-    def _end(self) -> None:
+    def _end(self, now: float) -> None:
         self._open -= 1
         if not self._open:
-            self._sum += self._clock() - self._since
+            self._sum += now - self._since
         if self._within is not None:
-            self._within._end()
+            self._within._end(now)
 
     def add(self, seconds: float) -> None:
         """Count a wait that was measured elsewhere and overlapped with no other."""

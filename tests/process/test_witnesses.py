@@ -35,10 +35,10 @@ KINDS: dict[str, tuple[str | None, str | None]] = {
     "stop=max_tokens": ("ok", "ok"),
     "stop=refusal": ("refused", "refused"),
     "thinking_tokens=0;chunks=9": ("ok", "ok"),
-    "fault=rate_limit_requests": ("upstream_429", "upstream_429"),
-    "fault=rate_limit_input_tokens": ("upstream_429", "upstream_429"),
-    "fault=rate_limit_output_tokens": ("upstream_429", "upstream_429"),
-    "fault=acceleration": ("upstream_429", "upstream_429"),
+    "fault=rate_limit_requests;retry_after=0.05": ("upstream_429", "upstream_429"),
+    "fault=rate_limit_input_tokens;retry_after=0.05": ("upstream_429", "upstream_429"),
+    "fault=rate_limit_output_tokens;retry_after=0.05": ("upstream_429", "upstream_429"),
+    "fault=acceleration;retry_after=0.05": ("upstream_429", "upstream_429"),
     "fault=spend": ("upstream_429", "upstream_429"),
     "fault=overloaded": ("upstream_overloaded", "upstream_overloaded"),
     "fault=api_error": ("upstream_error", "upstream_error"),
@@ -56,6 +56,9 @@ KINDS: dict[str, tuple[str | None, str | None]] = {
     "leave;gap_ms=40;chunks=30": (None, "client_abort"),
 }
 
+RETRIED = {"upstream_429", "upstream_overloaded", "upstream_timeout"}
+"""Outcomes that another attempt was made for, if they came before the client had a byte (and were not for money)."""
+
 
 @dataclass
 class Seen:
@@ -64,6 +67,7 @@ class Seen:
     trace_id: str
     expected: str
     stream: bool
+    scenario: str = ""
     status: int | None = None
     stop_reason: str | None = None
     output_tokens: int | None = None
@@ -86,7 +90,7 @@ class Witnesses:
 async def _call(client: httpx.AsyncClient, rng: random.Random) -> Seen:
     scenario, outcomes = rng.choice(list(KINDS.items()))
     stream = outcomes[0] is None or (outcomes[1] is not None and rng.random() < 0.5)
-    seen = Seen(f"{rng.getrandbits(128):032x}", str(outcomes[stream]), stream)
+    seen = Seen(f"{rng.getrandbits(128):032x}", str(outcomes[stream]), stream, scenario)
     body = {
         "model": rng.choice(["claude-opus-5-5", "claude-haiku-5-5", "claude-sonnet-5-5"]),
         "max_tokens": rng.randint(20, 60),
@@ -146,7 +150,8 @@ def _testimony(gateway: Gateway, simulator: Simulator, sink: OtlpSink) -> Witnes
     lines = {line["trace_id"]: line for line in gateway.wait_requests(CALLS)}
     poll(lambda: not simulator.get("/_simulator/counts?calls=0")["requests"]["in_flight"], what="the simulator to end")
     spans: dict[str, list[SpanSeen]] = {}
-    for span in sink.wait(lambda span: span.trace_id in clients, 3 * CALLS, seconds=60):
+    made = sum(1 + 2 * line["attempts"] for line in lines.values())
+    for span in sink.wait(lambda span: span.trace_id in clients, made, seconds=60):
         spans.setdefault(span.trace_id, []).append(span)
     counts = simulator.get("/_simulator/counts")
     served = {call["request_id"]: call for call in counts["calls"]}
@@ -162,6 +167,8 @@ def witnesses() -> Iterator[Witnesses]:
             OTEL_EXPORTER_OTLP_ENDPOINT=sink.url,
             OTEL_BSP_SCHEDULE_DELAY="100",
             OTEL_BSP_MAX_QUEUE_SIZE="100000",
+            CLAUDE_PROXY_MAX_RETRIES="1",
+            CLAUDE_PROXY_RETRY_BUDGET="1",
         ) as (gateway, simulator),
     ):
         yield _testimony(gateway, simulator, sink)
@@ -170,7 +177,24 @@ def witnesses() -> Iterator[Witnesses]:
 def test_every_call_left_one_line_and_one_trace_and_nobody_else_did(witnesses: Witnesses) -> None:
     assert witnesses.clients.keys() == witnesses.lines.keys() == witnesses.spans.keys()
     assert len(witnesses.gateway.requests()) == CALLS
-    assert {len(spans) for spans in witnesses.spans.values()} == {3}
+    for trace_id, spans in witnesses.spans.items():
+        names = Counter(span.name.partition(" ")[0] for span in spans if span.kind != "SERVER")
+        tries = witnesses.lines[trace_id]["attempts"]
+        assert names == +Counter({"chat": 1, "POST": tries, "backoff": tries - 1}), trace_id
+
+
+def test_what_may_get_better_was_tried_twice_and_nothing_else(witnesses: Witnesses) -> None:
+    for trace_id, seen in witnesses.clients.items():
+        line = witnesses.lines[trace_id]
+        early = seen.status != 200 or "error_first" in seen.scenario
+        again = early and "spend" not in seen.scenario and (seen.expected in RETRIED or "api_error" in seen.scenario)
+        assert line["attempts"] == (2 if again else 1), (seen, line)
+        assert ("backoff_s" in line) == again
+        (server,) = [span for span in witnesses.spans[trace_id] if span.kind == "SERVER"]
+        pauses = sum(span.seconds for span in witnesses.spans[trace_id] if span.name == "backoff")
+        assert pauses >= line.get("backoff_s", 0.0) - 0.001
+        assert line["overhead_s"] <= line["total_s"] - line.get("backoff_s", 0.0) - line["upstream_s"] + 0.001
+        assert pauses < server.seconds
 
 
 def test_the_line_tells_the_outcome_that_the_fault_makes_and_the_client_saw(witnesses: Witnesses) -> None:
@@ -208,7 +232,7 @@ def test_the_simulator_served_what_the_attempts_say(witnesses: Witnesses) -> Non
     attempts = Counter(line.get("upstream_request_id") for line in witnesses.lines.values())
     known = {request_id for request_id in attempts if request_id is not None}
     assert known <= witnesses.served.keys()
-    assert len(witnesses.served) == CALLS  # one attempt a call, those reset before an answer included
+    assert len(witnesses.served) == sum(line["attempts"] for line in witnesses.lines.values())  # resets included
     resets = sum(1 for call in witnesses.served.values() if call["status"] == 0)
     assert (
         attempts[None] == resets == sum(1 for line in witnesses.lines.values() if line.get("error_type") == "no_answer")
@@ -216,12 +240,15 @@ def test_the_simulator_served_what_the_attempts_say(witnesses: Witnesses) -> Non
 
 
 def test_spans_and_line_tell_the_same_times_and_the_client_waited_as_long(witnesses: Witnesses) -> None:
+    apart: list[float] = []
     for trace_id, seen in witnesses.clients.items():
         line, spans = witnesses.lines[trace_id], witnesses.spans[trace_id]
         (server,) = [span for span in spans if span.kind == "SERVER"]
         (chat,) = [span for span in spans if span.name.startswith("chat ")]
-        assert server.seconds == pytest.approx(line["total_s"], abs=CLOCKS)
-        assert chat.seconds == pytest.approx(line["call_s"], abs=CLOCKS)
+        # The record closes first, then the span: never the other way round, but a busy machine may stop us in between.
+        assert server.seconds >= line["total_s"] - 0.001
+        assert chat.seconds >= line["call_s"] - CLOCKS  # its clock starts before its span is made
+        apart += [server.seconds - line["total_s"], chat.seconds - line["call_s"]]
         assert server.start - 0.001 <= chat.start
         assert chat.end <= server.end + 0.001
         if line["outcome"] != "client_abort":
@@ -229,6 +256,9 @@ def test_spans_and_line_tell_the_same_times_and_the_client_waited_as_long(witnes
         served = witnesses.served.get(line.get("upstream_request_id", ""))
         if served is not None:
             assert chat.start - 0.005 <= served["started"]
+    apart.sort()
+    assert apart[len(apart) // 2] < CLOCKS / 10
+    assert apart[len(apart) * 97 // 100] < CLOCKS
 
 
 def test_the_metrics_are_the_sum_of_the_lines(witnesses: Witnesses) -> None:
@@ -251,9 +281,14 @@ def test_the_metrics_are_the_sum_of_the_lines(witnesses: Witnesses) -> None:
         for line in lines:
             expected[line["model"],] += line.get(field, 0)
         assert totals(name, model) == +expected
-    limits = Counter((x["limit"],) for x in lines if "limit" in x)
+    limits: Counter[tuple[str, ...]] = Counter()
+    for line in lines:
+        if "limit" in line:
+            limits[line["limit"],] += line["attempts"]
     assert totals("claude_proxy_upstream_429_total", "limit") == limits
     ends = Counter((STREAM_ENDS.get(Outcome(x["outcome"]), "upstream_error"),) for x in lines if "chunks" in x)
     assert totals("claude_proxy_stream_outcomes_total", "outcome") == ends
-    assert sum(totals("claude_proxy_upstream_attempts_total").values()) == CALLS
+    tries = sum(line["attempts"] for line in lines)
+    assert sum(totals("claude_proxy_upstream_attempts_total").values()) == tries
+    assert sum(totals("claude_proxy_retry_wait_seconds_count").values()) == tries - CALLS
     assert totals("claude_proxy_in_flight_requests") == Counter()
