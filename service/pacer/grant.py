@@ -73,7 +73,7 @@ class Grant:
         self.dimension: str | None = None
         self.amounts = _NOTHING
         """What is taken for it."""
-        self._input = 0.0
+        self._input = self._raised = 0.0
         self._sent = 0.0
         self._before: Sequence[float] = _NOTHING
         self._answered = self._rejected = self._told = False
@@ -111,7 +111,7 @@ class Grant:
             self._change(partial(self._do_answered, limits, self._clock()))
 
     def _do_answered(self, limits: Sequence[Limit] | None, now: float, index: int, pool: Pool) -> None:
-        pool.answer(self.amounts, limits, self._sent, self._before, now)
+        self._raised = pool.answer(self.amounts, limits, self._sent, self._before, now)
         self._pools.count(index, self._access.slot, amounts=(-self.amounts[0], -self.amounts[1], 0.0))
 
     def rejected(self, retry_after: float | None, dimension: str | None) -> None:
@@ -138,8 +138,8 @@ class Grant:
 
     def _do_used(self, real: float, index: int, pool: Pool) -> None:
         learnt_from = 0 if self._told else self._ask.text_bytes
-        pool.correct_input(self._input, real, learnt_from, self._ask.media)
-        self._input, self._told = real, True
+        pool.correct_input(self._input, real, learnt_from, self._ask.media, self._raised)
+        self._input, self._told, self._raised = real, True, 0.0
 
     def close(self, *, sent: bool = True) -> None:
         """The call has ended. `sent` False: the provider never got it, so it has counted nothing. Idempotent."""

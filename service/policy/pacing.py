@@ -148,11 +148,8 @@ class Pool:
         )
 
     def _needs(self, amounts: Amounts) -> Amounts:
-        """What must be there for a call to go. Of tokens more than is taken: its estimate may be too
-        low, and of input those of calls not answered yet.
-
-        What is left over stays in the bucket for the next call, so this costs a short wait, once, and no throughput.
-        """
+        """What must be there for a call to go. Of tokens more than is taken: estimates may be too low, of those on
+        their way too. What is left over stays for the next call, so this costs a wait, once, and no throughput."""
         limit = self.limit
         return (
             min(amounts[0], limit[0]),
@@ -218,21 +215,24 @@ class Pool:
 
     def answer(
         self, amounts: Amounts, limits: Sequence[Limit] | None, sent: float, before: Sequence[float], now: float
-    ) -> None:
+    ) -> float:
         """A call sent at `sent`, when `answered` was `before`, is answered: the provider has counted it and its input.
 
         `limits` as its headers tell them: none told means that there are none. None: an answer to learn nothing from.
+        Gives by how much that raised the input level: for `correct_input`.
         """
         self._settle(REQUESTS, amounts[REQUESTS])
         self._settle(INPUT, amounts[INPUT])
+        level = self.level[INPUT]
         if limits is not None:
             self._learn(limits, sent, before, now)
         self.answered[REQUESTS] += amounts[REQUESTS]
         self.answered[INPUT] += amounts[INPUT]
+        return max(0.0, self.level[INPUT] - level)
 
-    def correct_input(self, taken: float, real: float, text_bytes: float, media: int) -> None:
-        """A call's billed input is known; `taken` was taken for it."""
-        self._pay(INPUT, real - taken)
+    def correct_input(self, taken: float, real: float, text_bytes: float, media: int, raised: float = 0.0) -> None:
+        """A call's billed input is known; `taken` was taken for it. What its headers `raised` is not given back twice."""
+        self._pay(INPUT, real - taken if real > taken else min(0.0, real - taken + raised))
         self.answered[INPUT] += max(0.0, real - taken)
         if text_bytes > 0:
             low = real / taken - 1 if taken > 0 else 0.0

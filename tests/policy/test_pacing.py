@@ -279,6 +279,17 @@ def test_after_a_long_answer_some_output_is_kept_back_but_never_more_than_a_tent
     assert pool.fits(ONE, 0.0)
 
 
+def test_what_the_headers_gave_back_of_a_high_estimate_is_not_given_back_twice() -> None:
+    pool = limited("input_tokens", 60_000, 30_000)
+    call = (1.0, 10_000.0, 10.0)
+    before, sent = tuple(pool.answered), 1.0
+    pool.advance(sent)
+    pool.take(call, sent)
+    raised = pool.answer(call, [Limit("input_tokens", 60_000, 26_000)], sent, before, sent)
+    pool.correct_input(10_000, 5_000, 40_000, 0, raised)
+    assert pool.level[1] <= 26_500
+
+
 def test_a_low_estimate_is_forgotten_when_later_ones_are_right() -> None:
     pool = limited("input_tokens", 60_000, 60_000)
     pool.correct_input(1000, 2000, 4000, 0)
