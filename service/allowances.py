@@ -28,6 +28,10 @@ class Allowance:
     limits: Limits
     models: tuple[str, ...] = ()
 
+    def takes(self, model: str) -> bool:
+        """Whether the model may be asked."""
+        return not self.models or any(fnmatchcase(model, pattern) for pattern in self.models)
+
 
 class Allowances:
     """Lets calls of named clients in, one by one. A client without an allowance may do what it likes."""
@@ -61,6 +65,11 @@ class Allowances:
 
         return tell
 
+    def may_ask(self, client: str | None, model: str) -> bool:
+        """Whether a model may stand in for one that the client asked for."""
+        allowed = self._allowances.get(client or "")
+        return allowed is None or allowed.takes(model)
+
     def admit(self, exchange: Exchange, call: Call) -> None:
         """Count a call. Raises `ModelForbidden` or `ClientLimited`. What it uses is counted as it ends."""
         client = exchange.client
@@ -68,7 +77,7 @@ class Allowances:
         if client is None or allowed is None or call.operation is None:
             return
         model = call.wanted or ""
-        if allowed.models and not any(fnmatchcase(model, pattern) for pattern in allowed.models):
+        if not allowed.takes(model):
             raise ModelForbidden(client, model)
         admitted = self._limits.admit(client, allowed.limits)
         if isinstance(admitted, Reached):

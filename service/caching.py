@@ -71,8 +71,8 @@ class Caching:
     def keep(self, answer: Answer, call: Call, asked: Asked) -> Answer:
         """The same answer; it is kept once its last byte is out and the call has ended well."""
         marked = replace(answer, headers=[*answer.headers, (HEADER, asked.result.encode())])
-        if asked.key is None or answer.status != 200:
-            return marked
+        if asked.key is None or answer.status != 200 or call.stand_in is not None:
+            return marked  # a stand-in's answer is none to the model asked for: that is asked again
         return replace(
             marked, body=answer.body.through(lambda chunks: self._collected(chunks, answer, call, asked.key))
         )

@@ -25,6 +25,7 @@ from service.errors import GatewayError, InvalidAnswer, QueueRejected, UpstreamF
 from service.policy.pacing import TOKENS_PER_MEDIUM
 from service.policy.retry import Failure, Pause, Stop
 from service.policy.size import measured
+from service.record import Answered
 from service.relay import Chunks, Events, abandon, end_with, fail
 from service.results import Failed, Large, Result, Streaming, Whole
 from service.tries import Budget, Plan, StandIn, Tries
@@ -125,6 +126,7 @@ class Pipeline:
             safe=job.prepared.is_safe,
             repeatable=isinstance(job.prepared.body, bytes),
             deadline=deadline,
+            may_ask=lambda name: self._allowances is None or self._allowances.may_ask(exchange.client, name),
         )
         while True:
             try:
@@ -183,7 +185,7 @@ class Pipeline:
     async def _attempt(self, job: _Job, leave: Leave | None) -> Result:
         """Send once and read as far as must be read before the client gets its first byte."""
         exchange, call, status = job.exchange, job.call, None
-        call.sent = True
+        call.sent, call.answered = True, Answered  # what an attempt before said of itself is not this one's
         try:
             with exchange.lifetime.upstream.waiting():
                 response = await self._client.send(job.prepared, call.span, resend_count=len(call.attempts))
@@ -192,7 +194,11 @@ class Pipeline:
             call.quotas = self.provider.quotas(response.headers, time.time())
             if leave is not None and status < 400:
                 leave.answered(call.quotas, status, Hint())
-            return await self._opened(job, response, leave)
+            try:
+                return await self._opened(job, response, leave)
+            except BaseException:
+                await response.stream.aclose()  # now, not when it is collected: the provider works on, and bills
+                raise
         except UpstreamFailed as error:
             return Failed(error, status)
         except GatewayError as error:

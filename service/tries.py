@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,13 +38,22 @@ class StandIn:
 
 
 class Tries:
-    """The tries of one call. `deadline` is by the same clock as `now` in `after`."""
+    """The tries of one call. `deadline` is by the same clock as `now` in `after`; `may_ask` says which stand-ins may be
+    asked for this client."""
 
     def __init__(
-        self, plan: Plan, budget: Budget, *, model: str | None, safe: bool, repeatable: bool, deadline: float
+        self,
+        plan: Plan,
+        budget: Budget,
+        *,
+        model: str | None,
+        safe: bool,
+        repeatable: bool,
+        deadline: float,
+        may_ask: Callable[[str], bool],
     ) -> None:
         self._plan, self._budget = plan, budget
-        self._stand_ins = list(plan.stand_ins.get(model or "", ()))
+        self._stand_ins = [name for name in plan.stand_ins.get(model or "", ()) if may_ask(name)]
         self._safe, self._repeatable, self._deadline = safe, repeatable, deadline
         self._made = 0
         budget.count_request()

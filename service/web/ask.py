@@ -141,7 +141,8 @@ class Asker:
             opened.append(call)
         post = provider.post(Prompt(text, model, options.max_tokens, options.system))
         patience = min(first_byte_timeout(channel.headers, self._timeout), timeout or self._timeout)
-        headers = [(b"content-type", b"application/json"), *post.headers, *admitted().credential(provider)]
+        wishes = [each for each in channel.headers if each[0] == b"cache-control"]  # as native routes pass them on
+        headers = [(b"content-type", b"application/json"), *wishes, *post.headers, *admitted().credential(provider)]
         prepared = Prepared("POST", post.target, headers, msgspec.json.encode(post.body), patience)
         async with _Bound(call, timeout):
             answer = await self._pipelines[provider.name].run(exchange, call, prepared, check=provider.generated)

@@ -117,7 +117,7 @@ def test_a_clock_that_goes_back_gives_no_retries_away() -> None:
 def _tries(most: int = 1, stand_ins: tuple[str, ...] = (), share: float = 1.0, **options: bool) -> Tries:
     plan = Plan(Retries(most), {"wanted": stand_ins})
     asked = {"safe": False, "repeatable": True} | options
-    return Tries(plan, _budget(share, Clock()), model="wanted", deadline=60.0, **asked)
+    return Tries(plan, _budget(share, Clock()), model="wanted", deadline=60.0, may_ask=lambda name: True, **asked)
 
 
 OVERLOADED = Failure("overloaded", 529, overloaded=True)
@@ -146,7 +146,7 @@ def test_a_body_that_can_be_sent_only_once_is_sent_only_once() -> None:
 def test_when_retries_are_a_large_share_of_the_traffic_there_is_no_other() -> None:
     budget = _budget(0.0, Clock())
     assert all(budget.try_retry() for _ in range(int(FLOOR)))
-    tries = Tries(Plan(Retries(2), {}), budget, model=None, safe=True, repeatable=True, deadline=60.0)
+    tries = Tries(Plan(Retries(2), {}), budget, model=None, safe=True, repeatable=True, deadline=60.0, may_ask=bool)
     assert tries.after(OVERLOADED, 0.0) is Stop.BUDGET
 
 
