@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from observability.catalog import Outcome
-from service.account.estimate import NOTHING, priced
+from service.account.estimate import NOTHING, priced, together
 from service.account.journal import Journal
 from service.account.prices import Prices
 from service.account.rows import Started, row_of
 from service.record import Answered, Attempt, Cost, Record
 
 _COMPLETE = (Outcome.OK, Outcome.REFUSED)
+_LOST = frozenset(("no_answer", "timeout", "died_mid_body", "stalled"))
+"""Attempts that the provider may have worked on and billed, although another one followed."""
 
 
 class Books:
@@ -38,24 +41,39 @@ class Books:
         cached: bool,
         input_estimate: int | None,
         at: float,
+        wanted: str | None = None,
     ) -> Cost | None:
-        """What a call cost that ended like this; None where nothing is sold. `at`: Unix time."""
+        """What a call cost that ended like this; None where nothing is sold. `at`: Unix time.
+
+        The last attempt tells the outcome; one before it that got no answer has cost its input, as far as anybody knows.
+        `model` is the one asked last, `wanted` the one asked first if that was another.
+        """
         if cached:
             return NOTHING
-        status = attempts[-1].status if attempts else None
-        return priced(
-            self._prices,
-            provider=provider,
+        price = partial(
+            priced, self._prices, provider=provider, inference=inference, input_estimate=input_estimate, at=at
+        )
+        last = attempts[-1] if attempts else None
+        cost = price(
             model=model,
             answered=answered,
             outcome=outcome,
-            inference=inference,
-            sent=any(attempt.reason != "not_sent" for attempt in attempts),
-            status=status,
+            sent=last is not None and last.reason != "not_sent",
+            status=None if last is None else last.status,
             complete=outcome in _COMPLETE,
-            input_estimate=input_estimate,
-            at=at,
         )
+        for lost in attempts[:-1]:
+            if lost.reason in _LOST:
+                also = price(
+                    model=lost.model or wanted or model,
+                    answered=Answered(),
+                    outcome=Outcome.UPSTREAM_ERROR,
+                    sent=True,
+                    status=lost.status,
+                    complete=False,
+                )
+                cost = together(cost, also)
+        return cost
 
     def batch_saving(self, record: Record) -> int | None:
         """Nano-dollars that the call would have cost less in a message batch: nobody watched it arrive."""

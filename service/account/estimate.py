@@ -65,6 +65,20 @@ def priced(
     return cost if known or cost.certainty is Certainty.UNPRICED else replace(cost, certainty=Certainty.ESTIMATED)
 
 
+def together(cost: Cost | None, also: Cost | None) -> Cost | None:
+    """The sum of a call's cost and that of an attempt which got no answer: at best `estimated`."""
+    if cost is None or also is None or cost.certainty is Certainty.UNPRICED:
+        return cost
+    return Cost(
+        Certainty.ESTIMATED,
+        input=cost.input + also.input,
+        cache_read=cost.cache_read + also.cache_read,
+        cache_write=cost.cache_write + also.cache_write,
+        output=cost.output + also.output,
+        tools=cost.tools + also.tools,
+    )
+
+
 def _refused_at_once(answered: Answered, outcome: Outcome, complete: bool) -> bool:
     """Whether an error was all that the stream said."""
     nothing = answered.usage is None and not answered.content_bytes

@@ -268,6 +268,7 @@ class Exchange:
         return self._closing.books.cost(
             provider=call.provider,
             model=call.model,
+            wanted=call.wanted,
             answered=call.answered(),
             outcome=outcome,
             inference=call.operation is not None,
