@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -101,10 +101,10 @@ class Jaeger:
 
 
 class Prometheus:
-    """The project's Prometheus configuration and command line in a real Prometheus, scraping `target` every second."""
+    """The project's Prometheus configuration and command line in a real Prometheus, scraping `targets` every second."""
 
-    def __init__(self, target: str, token: str) -> None:
-        self._target, self._token = target, token
+    def __init__(self, targets: Sequence[str], token: str) -> None:
+        self._targets, self._token = targets, token
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._listen = f"--web.listen-address=127.0.0.1:{port}"
@@ -115,7 +115,7 @@ class Prometheus:
         (folder / "token").write_text(self._token)
         text = PROMETHEUS.read_text(encoding="utf-8")
         for shipped, here in (
-            ("gateway:8000", self._target),
+            ("gateway:8000", ", ".join(self._targets)),
             ("/run/secrets/metrics_token", str(folder / "token")),
             ("scrape_interval: 5s", "scrape_interval: 1s"),
             ("scrape_timeout: 4s", "scrape_timeout: 1s"),

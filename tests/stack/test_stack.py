@@ -18,13 +18,15 @@ from observability import catalog
 from observability.catalog import Type
 from tests.stack.conftest import Stack
 from tests.stack.servers import promtool
-from tests.stack.traffic import MODELS
+from tests.stack.traffic import LIMITS, MODELS
 from tests.support.poll import poll
 from tests.support.processes import free_port
-from tests.support.stack_files import ROOT, Query, all_queries
+from tests.support.stack_files import ROOT, Query, Selector, all_queries, parse, rules
 
-ZERO_IS_WELL = ("Failed, our fault", "by fault: us", "Telemetry lost")
-"""Nothing in the traffic is our fault, and no telemetry is lost; these must be there and 0."""
+ZERO_IS_WELL = ("Telemetry lost", "Waiting", "Limiter failed open", "Journal entries not in", "Ledger rows lost")
+"""No telemetry is lost, and nobody waits when the traffic is over; these must be there and 0."""
+QUERIES = [query for query in all_queries() if not query.where.startswith("rule ")]
+ALERT_SELECTORS = sorted({selector for rule in rules() for selector in parse(rule["expr"])[0]}, key=repr)
 
 WITH_EXEMPLARS = [
     f"{metric.name}_{'bucket' if metric.type is Type.HISTOGRAM else 'total'}"
@@ -63,18 +65,20 @@ def test_the_metrics_page_is_closed_without_the_token(stack: Stack) -> None:
 
 
 def test_prometheus_scrapes_the_gateway_with_the_token(stack: Stack) -> None:
-    assert stack.prometheus.by("job", "up", stack.at) == {"claude-proxy": 1}
-    (target,) = stack.prometheus.get("targets")["activeTargets"]
-    assert target["lastError"] == ""
+    up = stack.prometheus.by("instance", 'up{job="claude-proxy"}', stack.at)
+    assert up == {f"127.0.0.1:{gateway.port}": 1 for gateway in (stack.gateway, stack.strict)}
+    assert {target["lastError"] for target in stack.prometheus.get("targets")["activeTargets"]} == {""}
 
 
 def test_prometheus_counts_every_request_under_the_outcome_it_had(stack: Stack) -> None:
-    counted = stack.prometheus.by("outcome", "sum by (outcome) (claude_proxy_requests_total)", stack.at)
+    asked = stack.at_gateway("sum by (outcome) (claude_proxy_requests_total{})")
+    counted = stack.prometheus.by("outcome", asked, stack.at)
     assert counted == dict(stack.sent)
 
 
 def test_histogram_and_counter_agree_and_only_the_open_stream_is_in_flight(stack: Stack) -> None:
-    assert stack.prometheus.values("sum(claude_proxy_request_duration_seconds_count)", stack.at) == [stack.sent.total()]
+    ended = stack.at_gateway("sum(claude_proxy_request_duration_seconds_count{})")
+    assert stack.prometheus.values(ended, stack.at) == [stack.sent.total()]
     assert stack.prometheus.values("sum(claude_proxy_in_flight_requests)", stack.at) == [1]
 
 
@@ -92,6 +96,7 @@ def test_a_dot_on_the_latency_panel_leads_to_server_chat_and_attempt_spans(stack
         e
         for e in _exemplars(stack, "claude_proxy_requests_total")
         if (e["series"]["outcome"], e["series"]["http_route"]) == ("ok", "/v1/messages")
+        and e["series"]["instance"].endswith(f":{stack.gateway.port}")
     )
     spans = {span["operationName"]: span for span in stack.jaeger.spans(exemplar["trace_id"], 3)}
     chat = f"chat {exemplar['series']['gen_ai_request_model']}"
@@ -111,19 +116,41 @@ def test_jaeger_knows_the_gateway_by_its_service_name(stack: Stack) -> None:
     assert "claude-proxy" in stack.jaeger.services()
 
 
-@pytest.mark.parametrize(
-    "query",
-    [
-        pytest.param(query, id=query.where)
-        for query in all_queries()
-        if query.where.startswith(("overview", "data")) and "Alerts" not in query.where
-    ],
-)
+@pytest.mark.parametrize("query", [pytest.param(query, id=query.where) for query in QUERIES])
 def test_a_query_that_we_ship_has_data(stack: Stack, query: Query) -> None:
     values = stack.prometheus.values(query.plain, stack.at)
     assert [value for value in values if math.isfinite(value)], query.plain
     if not any(title in query.where for title in ZERO_IS_WELL):
         assert any(math.isfinite(value) and value > 0 for value in values), query.plain
+
+
+def test_every_rule_evaluates_and_a_first_call_without_a_price_is_an_alert(stack: Stack) -> None:
+    groups = stack.prometheus.get("rules")["groups"]
+    found = {rule["name"]: (rule["health"], rule.get("lastError", "")) for group in groups for rule in group["rules"]}
+    assert found == {rule.get("record") or rule["alert"]: ("ok", "") for rule in rules()}
+    firing = stack.prometheus.by("alertname", 'ALERTS{alertstate="firing"}', stack.at)
+    assert firing == {"UnpricedModels": 1}
+
+
+def test_refusals_begin_the_wait_for_their_alert(stack: Stack) -> None:
+    pending = stack.prometheus.get("query", query='ALERTS{alertstate="pending"}', time=stack.at)["result"]
+    assert ("QueueRefusing", "claude-haiku-5-5") in {
+        (row["metric"]["alertname"], row["metric"].get("gen_ai_request_model")) for row in pending
+    }
+
+
+@pytest.mark.parametrize("selector", [pytest.param(s, id=str(s)) for s in ALERT_SELECTORS])
+def test_the_series_of_every_rule_are_there(stack: Stack, selector: Selector) -> None:
+    signs = {"Equal": "=", "NotEqual": "!=", "Re": "=~", "NotRe": "!~"}
+    matchers = ", ".join(f'{label}{signs[sign]}"{value}"' for label, sign, value in selector.matchers)
+    assert stack.prometheus.values(f"{selector.name}{{{matchers}}}", stack.at)
+
+
+def test_what_a_client_spent_today_is_what_its_calls_cost(stack: Stack) -> None:
+    (budget,) = stack.prometheus.values('claude_proxy_client_budget_usd{client="alice"}', stack.at)
+    assert budget == LIMITS["alice"]["budget_usd_per_day"]
+    spent = stack.prometheus.values("sum(claude_proxy_client_cost_usd_total)", stack.at)
+    assert spent == pytest.approx(stack.prometheus.values("sum(claude_proxy_cost_usd_total)", stack.at))
 
 
 def test_a_chosen_model_and_route_narrow_the_panels(stack: Stack) -> None:

@@ -10,6 +10,10 @@ from typing import Any
 
 import httpx
 
+from tests.support.claude import ASKED
+from tests.support.mix import Mix, send_policy
+from tests.support.processes import Gateway
+
 MODELS = ("claude-opus-5-5", "claude-haiku-5-5")
 
 SCENARIOS = (
@@ -30,6 +34,28 @@ SCENARIOS = (
     (False, "fault=invalid_request", "client_invalid"),
 )
 """Whether it is a stream, how the simulator answers, and how the request ends."""
+
+
+LIMITS = {"alice": {"budget_usd_per_day": 5, "models": ["claude-opus-*", "claude-sonnet-*", "claude-haiku-*", "gpt-*"]}}
+"""What the client of `policy_round` may do: not every model, and not spend without end."""
+
+
+def policy_round(gateway: Gateway) -> int:
+    """Everything that policy does, at a gateway with `mix.POLICY`, `LIMITS`, a ledger and two seconds of patience in
+    the queue; returns how many requests it was."""
+    sent = send_policy(gateway)
+    mix = Mix(gateway)
+
+    def ask(model: str, scenario: str = "") -> None:
+        mix.ask("POST", "/v1/messages", ASKED | {"model": model}, scenario)
+
+    unpriced = {"model": "gpt-6.2-sol", "messages": ASKED["messages"]}
+    mix.ask("POST", "/openai/v1/chat/completions", unpriced)
+    ask("claude-sonnet-5-5", "fault=rate_limit_requests;retry_after=1")  # paused, and tried again
+    ask("claude-sonnet-5-5")  # waits for the gate
+    ask("claude-haiku-5-5", "fault=rate_limit_requests;retry_after=60")
+    ask("claude-haiku-5-5")  # will not wait so long: refused
+    return sent + mix.sent
 
 
 class Client:
