@@ -13,6 +13,9 @@ from service.store.shared import SharedState
 WIDTH = 3
 """Numbers kept for a provider: requests, retries, and when they were last faded."""
 
+_CALM = 0.5
+"""Retries of late below which a failure is the first of its storm."""
+
 
 class RetryBudget:
     """One provider's budget; `share` is retries per request. Without the shared state a retry is allowed."""
@@ -42,6 +45,8 @@ class RetryBudget:
             return True
         try:
             index, requests, retries = self._faded()
+            if retries < _CALM:
+                requests = 0.0  # what calm times have earned is not for the storm: its own requests count
             fits = retries + 1 <= max(FLOOR, self._share * requests)
             self._write(index, requests, retries + fits)
             return fits

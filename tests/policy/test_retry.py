@@ -106,6 +106,21 @@ def test_within_one_window_the_share_holds_exactly_and_the_floor_is_always_there
     assert sum(budget.try_retry() for _ in range(1000)) == 200 - FLOOR
 
 
+@pytest.mark.parametrize("calm", [0, 10, 600])
+def test_in_a_storm_attempts_never_exceed_the_share_of_what_it_offered_however_calm_it_was_before(calm: int) -> None:
+    clock = Clock()
+    budget = _budget(0.2, clock)
+    for _ in range(calm * 20):
+        clock.now += 0.05
+        budget.count_request()
+    retries = 0
+    for offered in range(1, 60 * 20 + 1):
+        clock.now += 0.05
+        budget.count_request()
+        retries += sum(budget.try_retry() for _ in range(2))
+        assert retries <= max(FLOOR + 1, 0.2 * offered + 1)
+
+
 def test_a_clock_that_goes_back_gives_no_retries_away() -> None:
     clock = Clock()
     budget = _budget(0.0, clock)
