@@ -35,6 +35,9 @@ from service.upstream.provider import Hint, Provider, Said
 MAX_WHOLE = 64 * 1024 * 1024
 """Bytes of a JSON answer that are held to be read whole; a larger one is no answer the API gives."""
 
+_LEAST = 0.1
+"""Seconds that an attempt gets for its first byte at least."""
+
 Check = Callable[[bytes], object]
 
 
@@ -138,7 +141,7 @@ class Pipeline:
                 job = following
                 continue
             exchange.begin_call(call)
-            result = await self._attempt(job, leave)
+            result = await self._attempt(_within(job, deadline - clock()), leave)
             failure = result.failure()
             if failure is None:
                 return result, None
@@ -237,6 +240,14 @@ class Pipeline:
         if leave is not None and status >= 400:
             leave.answered(call.quotas, status, hint)
         return Whole(response, body, hint, outcome, error_type)
+
+
+def _within(job: _Job, left: float) -> _Job:
+    """The job with what is left of its time: what went before, waits too, is the client's time already."""
+    if not job.call.attempts and not job.call.queued:
+        return job
+    patience = min(job.prepared.first_byte_timeout, max(left, _LEAST))
+    return replace(job, prepared=replace(job.prepared, first_byte_timeout=patience))
 
 
 def _guessed(job: _Job) -> int | None:
