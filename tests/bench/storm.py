@@ -130,7 +130,7 @@ def _table(found: Sequence[Weathered], seconds: float) -> str:
             f"{one.offered}",
             f"{one.attempts}",
             f"{one.attempts / one.offered:.2f}",
-            f"{max(FLOOR, SHARE * (one.offered + BEFORE * RATE)) / one.offered + 1:.2f}" if not index else "",
+            f"{max(FLOOR, SHARE * one.offered) / one.offered + 1:.2f}" if not index else "",
             f"{one.served * 100:.1f} %",
             f"{one.recovered:.1f}" if one.recovered is not None else f"more than {AFTER:g}",
         )
