@@ -72,9 +72,12 @@ def serve(pool: Pool, waiting: Sequence[Waiter], tags: MutableSequence[float], n
 def predict(pool: Pool, waiting: Sequence[Waiter], tags: Sequence[float], place: int, now: float) -> tuple[float, str]:
     """Seconds until the one that stands at `place` may go if nobody comes, and the dimension it waits for."""
     before = [0.0, 0.0, 0.0]
+    longest: tuple[float, str] = (0.0, "")
     for _, one in order(waiting, list(tags), pool.virtual, pool.seconds):
+        # Whoever goes before needs more to be there than it takes: nobody passes it meanwhile.
+        longest = max(longest, pool.wait((before[0], before[1], before[2]), one.amounts, now))
         if one.place == place:
-            return pool.wait((before[0], before[1], before[2]), one.amounts, now)
+            return longest
         for i, amount in enumerate(one.amounts):
             before[i] += amount
     raise LookupError("nobody waits there")

@@ -36,8 +36,8 @@ BYTES_PER_TOKEN = 4.0
 TOKENS_PER_MEDIUM = 1600.0
 """An image at the API's own size bound."""
 _INDEX = {name: i for i, name in enumerate(DIMENSIONS)}
-MOST_SHORT = 0.5
-"""Estimates of input are not held to be lower than by this share."""
+MOST_SHORT, UNSURE = 0.5, 0.25
+"""Estimates of input are not held to be lower than by this share; and by this one before any has proved itself."""
 MOST_EXCESS = 0.1
 """Of an output limit: more than this is not kept back for answers that are longer than expected."""
 _LEARN = 0.1
@@ -150,11 +150,11 @@ class Pool:
     def _needs(self, amounts: Amounts) -> Amounts:
         """What must be there for a call to go. Of tokens more than is taken: estimates may be too low, of those on
         their way too. What is left over stays for the next call, so this costs a wait, once, and no throughput."""
-        limit = self.limit
+        limit, unsure = self.limit, max(self.short, UNSURE / (1 + self.text / 4_000) ** 2)
         return (
             min(amounts[0], limit[0]),
-            min(amounts[1] + self.short * (amounts[1] + self.unanswered[1]), limit[1]),
-            min(self.excess, limit[2] * MOST_EXCESS),
+            min(amounts[1] * (1 + unsure) + self.short * self.unanswered[1], limit[1]),
+            min(self.excess * math.sqrt(max(1.0, self.open)), limit[2] * MOST_EXCESS),
         )
 
     def _careful(self, now: float) -> float:

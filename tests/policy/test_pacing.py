@@ -326,3 +326,10 @@ def test_expected_output_follows_what_calls_produce_but_not_above_what_they_may(
 
 def test_state_is_known_once_a_limit_is() -> None:
     assert known().state == KNOWN
+
+
+def test_before_estimates_have_proved_themselves_more_must_be_there_than_they_say() -> None:
+    pool = limited("input_tokens", 60_000, 1_200)
+    assert not pool.fits((1.0, 1000.0, 10.0), 0.0)
+    pool.level[1] = 1_250.0
+    assert pool.fits((1.0, 1000.0, 10.0), 0.0)
