@@ -19,7 +19,7 @@ from service.account.exchange import Call, Exchange
 from service.account.pauses import Pauses
 from service.allowances import Allowances
 from service.answer import Answer
-from service.caching import Caching
+from service.caching import Asked, Caching
 from service.capacity import Capacity, Leave
 from service.errors import GatewayError, InvalidAnswer, QueueRejected, UpstreamFailed
 from service.policy.pacing import TOKENS_PER_MEDIUM
@@ -84,20 +84,23 @@ class Pipeline:
         `InvalidAnswer` when the caller cannot use it. The call is ended by the answer's body, or here when an error is
         raised.
         """
-        self._admit(exchange, call)
-        asked = self._caching.ask(exchange, call, prepared) if self._caching is not None else None
+        asked = await self._before(exchange, call, prepared)
         if self._caching is not None and asked is not None and asked.kept is not None:
             return self._caching.again(exchange, call, asked.kept)
         answer = await self._fresh(_Job(exchange, call, prepared, large, check))
         return self._caching.keep(answer, call, asked) if self._caching is not None and asked is not None else answer
 
-    def _admit(self, exchange: Exchange, call: Call) -> None:
-        if self._allowances is None:
-            return
+    async def _before(self, exchange: Exchange, call: Call, prepared: Prepared) -> Asked | None:
+        """The client's limits, then the cache; what is counted for a call that goes no further is given back."""
         try:
-            self._allowances.admit(exchange, call)
+            if self._allowances is not None:
+                self._allowances.admit(exchange, call)
+            return await self._caching.ask(exchange, call, prepared) if self._caching is not None else None
         except GatewayError as error:
             end_with(exchange, call, error)
+            raise
+        except BaseException as error:
+            abandon(exchange, call, error, None, begun=False, sent=False)
             raise
 
     async def _fresh(self, job: _Job) -> Answer:
