@@ -106,7 +106,10 @@ def test_an_overload_is_retried_when_the_provider_said_and_everything_tells_of_i
         (("reason", "http_error"), ("status", "529")): 2,
         (("reason", "ok"), ("status", "200")): 1,
     }
-    waits = ("claude_proxy_retry_wait_seconds_count", frozenset({("gen_ai_provider_name", "anthropic"), ("reason", "overloaded")}))
+    waits = (
+        "claude_proxy_retry_wait_seconds_count",
+        frozenset({("gen_ai_provider_name", "anthropic"), ("reason", "overloaded")}),
+    )
     assert grown[waits] == 2
 
 
