@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from service.account.exchange import Call, Exchange
-from service.errors import ClientLimited, ModelForbidden
+from service.errors import BatchForbidden, ClientLimited, ModelForbidden
 from service.pacer.clients import ClientLimits
 from service.policy.limits import Limits, Reached
 
@@ -74,10 +74,12 @@ class Allowances:
         """Count a call. Raises `ModelForbidden` or `ClientLimited`. What it uses is counted as it ends."""
         client = exchange.client
         allowed = self._allowances.get(client or "")
-        if client is None or allowed is None or call.operation is None:
+        if client is None or allowed is None or (call.operation is None and not call.buys):
             return
         model = call.wanted or ""
-        if not allowed.takes(model):
+        if call.buys and allowed.models:
+            raise BatchForbidden(client)
+        if not call.buys and not allowed.takes(model):
             raise ModelForbidden(client, model)
         admitted = self._limits.admit(client, allowed.limits)
         if isinstance(admitted, Reached):

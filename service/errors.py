@@ -10,6 +10,7 @@ GatewayError
 ├── Unauthenticated          401 authentication_error
 ├── Forbidden                403 permission_error
 │   └── ModelForbidden       403 permission_error        names the model field
+│       └── BatchForbidden   403 permission_error        a batch's models are not known
 ├── Limited                  429 rate_limit_error        says which limit, and when to come back
 │   ├── QueueRejected        the provider's limit is used up for longer than it makes sense to wait
 │   └── ClientLimited        the client's own limit is used up
@@ -148,6 +149,17 @@ class ModelForbidden(Forbidden):
 
     def __init__(self, client: str, model: str) -> None:
         super().__init__(f"client {client!r} may not use the model {model!r}", field="model")
+
+
+class BatchForbidden(ModelForbidden):
+    """This client may use some models only, and the models in a message batch, which is passed through unread, are not known."""
+
+    def __init__(self, client: str) -> None:
+        Forbidden.__init__(
+            self,
+            f"client {client!r} may use some models only, and a message batch's are not looked at: send its requests one by one",
+            field="requests",
+        )
 
 
 class Limited(GatewayError):

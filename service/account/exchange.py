@@ -63,6 +63,8 @@ class Call:
         self.on_end: list[Callable[[Call], None]] = []
         """Are told as the call ends, with its cost known: what was reserved for it can be settled."""
         self.cost: Cost | None = None
+        self.buys = False
+        """Whether it is no inference but orders some: a message batch."""
         self.out_of_time = False
         """Whether the time that its caller gave it is over: it is then ended from outside, and that is a timeout."""
         self.ended = False

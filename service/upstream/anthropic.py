@@ -95,7 +95,7 @@ class Anthropic(Provider):
     routes = (
         Route("/v1/messages", ("POST",), 32 * MB, operation="chat", asks=Request),
         Route("/v1/messages/count_tokens", ("POST",), 32 * MB, asks=Request),
-        Route("/v1/messages/batches", ("GET", "POST"), 256 * MB, streamed=True, links=True),
+        Route("/v1/messages/batches", ("GET", "POST"), 256 * MB, streamed=True, links=True, buys=True),
         Route("/v1/messages/batches/<batch_id>", ("GET", "DELETE"), links=True),
         Route("/v1/messages/batches/<batch_id>/cancel", ("POST",), MB, links=True),
         Route("/v1/messages/batches/<batch_id>/results", ("GET",), large=True),

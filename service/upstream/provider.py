@@ -131,7 +131,7 @@ class Route:
     `limit` bounds the body in bytes (the API's own limit); `operation` is set for inference; `asks` is what is decoded of
     the body, None where it is not looked at. `streams`: the path itself asks for a stream. `streamed`: the body is passed
     through as it comes, never held, so it can be sent only once. `large`: so is the answer. `links`: the answer says where
-    results are, and that must be here.
+    results are, and that must be here. `buys`: a POST orders inference that is paid for later.
     """
 
     rule: str
@@ -143,6 +143,7 @@ class Route:
     streamed: bool = False
     large: bool = False
     links: bool = False
+    buys: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,7 @@ class Native:
         exchange.model = None if model is None else _shown(model)
         exchange.streaming = route.streams or bool(asked and asked.stream)
         call = self._open(exchange, route, asked, channel)
+        call.buys = route.buys and request.method == "POST"
         prepared = Prepared(
             request.method,
             routes.upstream_target(channel.target, self._provider),

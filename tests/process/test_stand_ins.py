@@ -32,10 +32,14 @@ def overloaded(connection: socket.socket, seen: Seen) -> None:
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     file: Path = tmp_path_factory.mktemp("limits") / "limits.json"
-    file.write_text(json.dumps({"narrow": {"models": [MODEL]}, "wide": {"models": [MODEL, STAND_IN]}}))
+    file.write_text(
+        json.dumps(
+            {"narrow": {"models": [MODEL]}, "wide": {"models": [MODEL, STAND_IN]}, "poor": {"budget_usd_per_day": 0}}
+        )
+    )
     with scene(
         overloaded,
-        CLAUDE_PROXY_CLIENT_KEYS=client_keys("narrow", "wide"),
+        CLAUDE_PROXY_CLIENT_KEYS=client_keys("narrow", "wide", "poor"),
         CLAUDE_PROXY_CLIENT_LIMITS_FILE=str(file),
         CLAUDE_PROXY_FALLBACKS=f"{MODEL}={STAND_IN}",
         CLAUDE_PROXY_MAX_RETRIES="0",
@@ -59,6 +63,18 @@ def test_an_answer_of_a_stand_in_is_not_given_again_as_if_the_model_wanted_had_s
     for got in (first, second):
         assert (got.status, got.headers["x-claude-proxy-model"]) == (200, STAND_IN)
         assert got.headers["x-claude-proxy-cache"] == "miss"
+
+
+@pytest.mark.parametrize(("client", "status"), [("narrow", 403), ("poor", 429)])
+def test_a_message_batch_is_no_way_round_a_clients_models_or_budget(stage: Scene, client: str, status: int) -> None:
+    sent = len(stage.upstream.seen)
+    body = {"requests": [{"custom_id": "a", "params": asked(model=STAND_IN)}]}
+    got = stage.ask(stream=False, target="/v1/messages/batches", body=body, headers={"x-api-key": key_of(client)})
+    assert (got.status, len(stage.upstream.seen)) == (status, sent)
+    stage.plays(lambda connection, seen: connection.sendall(answer("200 OK", b'{"data": []}', JSON)))
+    with stage.gateway.client() as one:
+        assert one.get("/v1/messages/batches", headers={"x-api-key": key_of(client)}).status_code == 200
+    stage.plays(overloaded)
 
 
 def test_generate_goes_past_the_cache_when_its_client_says_so(stage: Scene) -> None:
