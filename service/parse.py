@@ -81,7 +81,7 @@ class Allowance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     tokens_per_minute: Annotated[float, msgspec.Meta(gt=0)] | None = None
     concurrency: Annotated[int, msgspec.Meta(ge=1)] | None = None
     budget_usd_per_day: Annotated[float, msgspec.Meta(ge=0, le=1e9)] | None = None
-    models: tuple[str, ...] = ()
+    models: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ()
 
 
 def client_limits(text: str) -> dict[str, Allowance]:

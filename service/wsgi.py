@@ -20,6 +20,8 @@ def application() -> LoopFlask:
     gateway = create_gateway(settings)
     local.guard(gateway.app, settings)
     gateway.keeping.start(gateway.allowances.spent_on(None))
+    if gateway.allowances.have_budgets:
+        gateway.allowances.restore(gateway.keeping.spends())
     atexit.register(partial(_leave, gateway), FLUSH_SECONDS)
     return gateway.app
 

@@ -335,3 +335,10 @@ def test_a_stand_in_of_another_provider_stops_the_start() -> None:
 
 def test_models_of_which_one_is_not_known_may_stand_in_for_each_other() -> None:
     assert settings.load(KEY | {"CLAUDE_PROXY_FALLBACKS": "claude-opus-5-5=claude-new;our-own=gpt-5"}).fallbacks
+
+
+def test_an_empty_list_of_models_is_refused_and_does_not_mean_all(tmp_path: Path) -> None:
+    file = tmp_path / "limits.json"
+    file.write_text('{"alice": {"models": []}}')
+    said = _refused(CLAUDE_PROXY_CLIENT_KEYS=f"alice:{SHA}", CLAUDE_PROXY_CLIENT_LIMITS_FILE=str(file))
+    assert "'alice'" in said

@@ -7,6 +7,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+_BESIDE = 512
+"""Bytes that an answer takes beside its body, roughly: many small ones must not take many times the room."""
+
 
 @dataclass(frozen=True, slots=True)
 class Kept:
@@ -44,7 +47,7 @@ class Answers:
             return
         self._drop(key)
         self._kept[key] = Kept(headers, body, self._clock())
-        self._size += len(body)
+        self._size += len(body) + _BESIDE
         while self._size > self._room:
             self._drop(next(iter(self._kept)))
 
@@ -54,4 +57,4 @@ class Answers:
 
     def _drop(self, key: bytes) -> None:
         if (kept := self._kept.pop(key, None)) is not None:
-            self._size -= len(kept.body)
+            self._size -= len(kept.body) + _BESIDE

@@ -7,15 +7,18 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from flask.testing import FlaskClient
 
 from service import wsgi
+from service.account.ledger import Ledger, day_at
 from service.web.auth import hash_key
 from tests.support import claude
 from tests.support.otlp import OtlpSink
+from tests.support.poll import poll
 from tests.support.processes import WsgiGateway, clean_environ
 from tests.support.scene import Scene
 from tests.support.upstream import Upstream, json_answer
@@ -121,3 +124,18 @@ def test_a_body_that_stops_coming_is_a_408_and_the_wait_is_the_clients(framing: 
             )
             assert told.line["client_wait_s"] >= IDLE * 0.9
             assert told.line["overhead_s"] < IDLE * 0.5
+
+
+def test_a_budget_outlives_the_process(door: Open, tmp_path: Path) -> None:
+    limits = tmp_path / "limits.json"
+    limits.write_text('{"team-a": {"budget_usd_per_day": 0.0001}}')
+    given = {
+        "CLAUDE_PROXY_LEDGER": str(tmp_path / "ledger"),
+        "CLAUDE_PROXY_CLIENT_KEYS": f"team-a:{hash_key(KEY)}",
+        "CLAUDE_PROXY_CLIENT_LIMITS_FILE": str(limits),
+    }
+    assert status(door(**given), "/v1/messages", "127.0.0.1", KEY) == 200
+    ledger = Ledger(tmp_path / "ledger")
+    poll(lambda: ledger.spends(day_at(time.time())).get("team-a"), what="the call in the ledger")
+    ledger.close()
+    assert status(door(**given), "/v1/messages", "127.0.0.1", KEY) == 429
