@@ -29,6 +29,8 @@ class Shape:
     providers: int = 16
 
 
+_PATIENCE = 1.0
+"""Seconds that a worker waits for the lock as it starts."""
 ROW = 4
 """A worker's part of a pool: open calls, and its unanswered requests, input and output tokens."""
 PLACE = 7
@@ -89,7 +91,13 @@ class SharedState:
         """A worker begins in `slot`. Raises `ValueError` if there is no such slot."""
         if not 0 <= slot < self.shape.slots:
             raise ValueError(f"slot {slot} of {self.shape.slots}")
-        self._highest.write(0, (max(self.slots, slot + 1),))
+        # Workers start together: without the lock one's number could be lost, and with it all that it holds.
+        locked = self.region.lock(_PATIENCE)
+        try:
+            self._highest.write(0, (max(self.slots, slot + 1),))
+        finally:
+            if locked:
+                self.region.unlock()
 
     def pool(self, key: bytes, now: float, idle: Callable[[int], bool]) -> int | None:
         """The index of a pool, made if there is none and room."""
