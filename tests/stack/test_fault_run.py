@@ -12,14 +12,15 @@ import faulthandler
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 
 from service.web.auth import hash_key
-from tests.support.fault_run_books import DONE, Books, Sums, lines_of, rows_of
+from tests.support.fault_run_books import DONE, Books, Row, Sums, lines_of, rows_of
 from tests.support.fault_run_calls import CLIENT_KEY
 from tests.support.fault_run_clients import Clients
 from tests.support.fault_run_torment import Torment
@@ -203,3 +204,48 @@ def test_the_backlog_grew_in_every_outage_and_nothing_was_dropped(books: Books) 
 
 def test_nobody_wrote_of_an_error_of_ours(books: Books) -> None:
     assert [line for line in books.log.lines if "Traceback" in line or "closing failed" in line] == []
+
+
+def _changed(books: Books, **fields: object) -> tuple[Row, Row]:
+    """A finished row whose client has its whole answer, and the same with other fields."""
+    whole = {seen.trace_id for seen in books.seen if seen.end == "whole" and seen.said}
+    row = next(
+        row for row in books.rows if row.kind == "request" and row.trace_id in whole and row.certainty == "exact"
+    )
+    return row, msgspec.structs.replace(row, **fields)
+
+
+FORGERIES: dict[str, tuple[Callable[[Books], Iterable[str]], dict[str, object] | None]] = {
+    "a row is lost": (Books.whole, None),
+    "a row is lost that the provider knows of": (Books.served, None),
+    "a finished call counts as interrupted": (Books.whole, {"outcome": "interrupted"}),
+    "a finished call counts as the client's leaving": (Books.whole, {"outcome": "client_abort"}),
+    "an interrupted call has no kill": (Books.unexplained, {"outcome": "interrupted"}),
+    "a row has tokens too many": (Books.served, {"output_tokens": 10_000}),
+    "a row has tokens that its client has not": (Books.whole, {"output_tokens": 10_000}),
+    "a row is of nobody's call": (Books.unexplained, {"trace_id": "0" * 32}),
+    "a row costs nothing": (Books.costs, {"cost_input": 0, "cost_output": 0}),
+    "a row costs too much": (Books.costs, {"cost_output": 1}),
+    "a row has no price any more": (Books.costs, {"certainty": "unpriced"}),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_the_comparison_notices_when(books: Books, name: str) -> None:
+    check, fields = FORGERIES[name]
+    row, forged = _changed(books, **(fields or {}))
+    others = [each for each in books.rows if each is not row]
+    rows = others if fields is None else [*others, forged]
+    assert list(check(Books(books.seen, rows, books.lines, books.log, books.days)))
+
+
+def test_the_comparison_notices_when_a_row_is_there_twice(books: Books) -> None:
+    _, twice = _changed(books, call_id="0" * 32)
+    assert list(Books(books.seen, [*books.rows, twice], books.lines, books.log, books.days).doubled())
+
+
+def test_the_comparison_notices_when_the_ledger_has_less_than_the_metrics(books: Books) -> None:
+    row, _ = _changed(books)
+    fewer = [each for each in books.rows if (each.route, each.model) != (row.route, row.model)]
+    sums = Sums(Books(books.seen, fewer, books.lines, books.log, books.days))
+    assert sums.shown() - sums.of(fewer)

@@ -158,6 +158,10 @@ FORMS: dict[str, tuple[str, Callable[[random.Random], bytes]]] = {
 
 GOOD = [
     *(Kind(reads, path, body, "ok", reads) for reads, (path, body) in FORMS.items()),
+    *(
+        Kind(f"{reads}: slow", *FORMS[reads], "ok", reads, "gap_ms=20;chunks=12")
+        for reads in ("claude stream", "openai stream", "gemini stream")
+    ),
     Kind("claude cached", "/anthropic/v1/messages", _cached, "ok", "claude"),
     Kind("openai unpriced", _CHAT, _chat(False, model=UNPRICED), "ok", "openai"),
     Kind("openai stream without usage", _CHAT, _chat(True, usage=False), "ok", "openai stream"),

@@ -269,16 +269,18 @@ _ACTIONS: dict[str, Callable[[Torment], None]] = {
 
 
 def _plan(calls: int, rng: random.Random) -> list[tuple[int, str]]:
-    """After how many calls to do what: spread evenly, in any order."""
+    """After how many calls to do what: spread evenly, in any order but for the masters, who each have their time."""
+    masters = max(1, calls // 30_000)
     counts = {
         "one": max(6, calls // 1_800),
         "all": max(1, calls // 20_000),
-        "master": max(1, calls // 30_000),
         "lock": max(1, calls // 12_000),
         "full": max(1, calls // 20_000),
     }
     actions = [action for action, count in counts.items() for _ in range(count)]
     rng.shuffle(actions)
+    for number in range(masters, 0, -1):
+        actions.insert(len(actions) * number // (masters + 1), "master")
     step = calls / (len(actions) + 1)
     return [(int(step * (number + 1)), action) for number, action in enumerate(actions)]
 
