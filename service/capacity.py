@@ -74,7 +74,9 @@ class Leave:
         if status == 429 and hint.limit != "spend":
             self._grant.rejected(hint.retry_after, _DIMENSIONS.get(hint.limit or ""))
         elif status < 400:
-            known = [Limit(_DIMENSIONS[q.dimension], q.limit, q.remaining) for q in quotas if q.dimension in _DIMENSIONS]
+            known = [
+                Limit(_DIMENSIONS[q.dimension], q.limit, q.remaining) for q in quotas if q.dimension in _DIMENSIONS
+            ]
             self._grant.answered(known)
         else:
             self._grant.answered(None)

@@ -32,7 +32,10 @@ def _exchange(told: Told) -> Iterator[tuple[Exchange, Clock]]:
     clock = Clock()
     tracer = told.telemetry.tracing.provider.get_tracer("test")
     with tracer.start_as_current_span("POST /v1/messages", kind=trace.SpanKind.SERVER):
-        yield Exchange(Closing(told.telemetry, Books(Prices())), told.telemetry.tracing, Lifetime(clock), "/v1/messages"), clock
+        yield (
+            Exchange(Closing(told.telemetry, Books(Prices())), told.telemetry.tracing, Lifetime(clock), "/v1/messages"),
+            clock,
+        )
 
 
 def _in_flight(told: Told) -> str:
