@@ -8,10 +8,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from service.account.estimate import tokens_of
 from service.account.exchange import Call, Exchange
 from service.errors import BatchForbidden, ClientLimited, ModelForbidden
 from service.pacer.clients import ClientLimits
 from service.policy.limits import Limits, Reached
+from service.record import Usage
 
 _WHAT = {
     "requests": "requests per minute",
@@ -92,9 +94,17 @@ class Allowances:
         exchange.left = admitted.left
 
         def settle(ended: Call) -> None:
-            usage = ended.answered().usage
-            tokens = 0 if usage is None else (usage.input_tokens or 0) + (usage.output_tokens or 0)
-            admitted.spent(tokens, ended.cost.total if ended.cost is not None else 0)
+            admitted.spent(_tokens(ended), ended.cost.total if ended.cost is not None else 0)
             admitted.close()
 
         call.on_end.append(settle)
+
+
+def _tokens(call: Call) -> int:
+    """What a call used of a client's tokens: as the provider said, else as its bytes make likely."""
+    said = call.answered()
+    usage = said.usage or Usage()
+    if usage.output_tokens is not None or not said.content_bytes:
+        return (usage.input_tokens or 0) + (usage.output_tokens or 0)
+    tokens_in = usage.input_tokens if usage.input_tokens is not None else call.input_estimate
+    return (tokens_in or 0) + tokens_of(said.content_bytes)

@@ -151,7 +151,7 @@ class Pipeline:
             step = tries.after(failure, clock())
             following = self._following(job, step)
             if following is None:
-                return result, step if isinstance(step, Stop) else Stop.USED_UP
+                return result, step if isinstance(step, Stop) else Stop.FINAL
             await result.drop(call)
             if leave is not None:
                 call.on_end.remove(leave.settle)
