@@ -204,5 +204,7 @@ class Record:
     """The model that was asked for, when a stand-in spoke in its place."""
     cache: str | None = None
     """What the answer cache did, one of `catalog.CACHE_RESULTS`; None where there is none."""
+    refused_by: str | None = None
+    """The limit for whose sake we said no ourselves."""
     cost: Cost | None = None
     """None where nothing is sold: no call, no inference."""

@@ -11,7 +11,16 @@ from contextlib import aclosing
 
 from observability.catalog import Outcome
 from service.account.exchange import Call, Exchange
-from service.errors import AnswerTimeout, DiedMidBody, Draining, GatewayError, InternalError, UpstreamFailed, is_refusal
+from service.errors import (
+    AnswerTimeout,
+    DiedMidBody,
+    Draining,
+    GatewayError,
+    InternalError,
+    Limited,
+    UpstreamFailed,
+    is_refusal,
+)
 from service.lifetime import Ending, Waits, absorb_cancellation
 from service.record import Attempt
 from service.upstream import sse
@@ -190,6 +199,8 @@ def fail(exchange: Exchange, call: Call, error: GatewayError, status: int | None
 
 def end_with(exchange: Exchange, call: Call, error: GatewayError) -> None:
     """The call ends with an error answer of ours."""
+    if isinstance(error, Limited):
+        call.refused_by = error.limit
     if exchange.call is call:
         exchange.status = error.status
         exchange.rejected = error.type if is_refusal(error) else None

@@ -174,6 +174,7 @@ def _fields(record: Record) -> dict[str, Any]:
         "stop_reason": answered.finish_reason,
         "client": record.client,
         "cache": record.cache,
+        "refused_by": record.refused_by,
     }
     if record.cost is not None:
         fields["cost_certainty"] = record.cost.certainty.value

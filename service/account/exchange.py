@@ -56,6 +56,8 @@ class Call:
         self.queued = self.paused = 0.0
         """Seconds that this call waited for capacity, and between its attempts."""
         self.cache: str | None = None
+        self.refused_by: str | None = None
+        """Which limit of ours, or of the provider's as we know it, said no before anything was sent."""
         self.input_estimate: int | None = None
         """Input tokens as guessed from the request's size."""
         self.sent = False
@@ -245,6 +247,7 @@ class Exchange:
             cost=None if call is None else call.cost,
             wanted_model=call.wanted if call is not None and call.stand_in else None,
             cache=call.cache if call is not None else None,
+            refused_by=call.refused_by if call is not None else None,
         )
 
     def _at(self, moment: float) -> float:

@@ -80,7 +80,7 @@ def refused(stage: Scene, client: str, limit: str) -> Got:
         rejected="rate_limit_error",
         chat=False,
     )
-    assert told.line["client"] == client
+    assert (told.line["client"], told.line["refused_by"]) == (client, limit)
     assert len(stage.upstream.seen) == sent
     return got
 
