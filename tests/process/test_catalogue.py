@@ -19,7 +19,7 @@ from service.app import ROUTES
 from service.settings import simulated
 from service.upstream.providers import PROVIDERS, models_of
 from service.web import ops
-from tests.support.mix import CLIENT_KEYS, POLICY, send_everything, send_into_the_void, send_policy
+from tests.support.mix import CLIENT_KEYS, LIMITS, POLICY, send_everything, send_into_the_void, send_policy
 from tests.support.otlp import OtlpSink, SpanSeen
 from tests.support.poll import poll
 from tests.support.processes import Gateway, Simulator
@@ -52,7 +52,7 @@ class Run:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     limits = tmp_path_factory.mktemp("limits") / "limits.json"
-    limits.write_text('{"alice": {"budget_usd_per_day": 5, "models": ["claude-opus-*", "claude-s*"]}}')
+    limits.write_text(LIMITS)
     shared = {
         "CLAUDE_PROXY_WORKERS": "2",
         "CLAUDE_PROXY_IDLE_TIMEOUT": "0.5",
@@ -63,11 +63,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "CLAUDE_PROXY_LEDGER": str(tmp_path_factory.mktemp("ledger")),
         "CLAUDE_PROXY_CLIENT_LIMITS_FILE": str(limits),
     }
+    strictly = shared | POLICY | ledger
     with (
         OtlpSink() as sink,
         Simulator("--fast", "--batch-seconds", "0.1") as simulator,
         Gateway(simulator.url, OTEL_EXPORTER_OTLP_ENDPOINT=sink.url, **(simulated(simulator.url) | shared)) as gateway,
-        Gateway(simulator.url, OTEL_EXPORTER_OTLP_ENDPOINT=sink.url, **shared, **POLICY, **ledger) as strict,
+        Gateway(simulator.url, OTEL_EXPORTER_OTLP_ENDPOINT=sink.url, **(simulated(simulator.url) | strictly)) as strict,
     ):
         all_up(gateway, 2)
         all_up(strict, 2)

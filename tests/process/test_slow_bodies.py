@@ -46,7 +46,7 @@ def test_a_body_that_stops_coming_is_a_408_of_the_clients(stage: Scene, target: 
         error_type="client_invalid",
         status=408,
         attempt=("", "aborted") if streamed else None,
-        rejected=None if streamed else "invalid_request_error",
+        rejected="invalid_request_error",
         chat=False,
     )
     assert told.line["client_wait_s"] >= IDLE * 0.9

@@ -14,7 +14,10 @@ from tests.support.scrape import fetch
 from tests.support.wire import Wire
 
 KEY = "cp-client-key-of-alice"
-CLIENT_KEYS = f"alice:{hashlib.sha256(KEY.encode()).hexdigest()}"
+NARROW_KEY = "cp-client-key-of-bob"
+CLIENT_KEYS = " ".join(
+    f"{name}:{hashlib.sha256(key.encode()).hexdigest()}" for name, key in (("alice", KEY), ("bob", NARROW_KEY))
+)
 COMMON = {
     "x-api-key": KEY,
     "anthropic-version": "2023-06-01",
@@ -145,7 +148,8 @@ POLICY = {
     "CLAUDE_PROXY_CACHE_TTL": "60",
     "CLAUDE_PROXY_FALLBACKS": f"{ASKED['model']}=claude-sonnet-5-5",
 }
-"""Settings of a gateway for `send_policy`; a ledger and a file of client limits belong to it too."""
+"""Settings of a gateway for `send_policy`; a ledger and a file with `LIMITS` belong to it too."""
+LIMITS = '{"alice": {"budget_usd_per_day": 5}, "bob": {"models": ["claude-opus-*"]}}'
 
 
 def send_policy(gateway: Gateway) -> int:
@@ -159,7 +163,9 @@ def send_policy(gateway: Gateway) -> int:
         mix.ask("POST", "/v1/messages", ASKED)
     mix.ask("POST", "/v1/messages", ASKED, **{"cache-control": "no-cache"})
     mix.ask("POST", "/v1/messages", ASKED | {"max_tokens": 50}, "fault=overloaded")
-    mix.ask("POST", "/v1/messages", ASKED | {"model": "claude-fable-5-2"})
+    mix.ask("POST", "/v1/messages", ASKED | {"model": "claude-fable-5-2"}, **{"x-api-key": NARROW_KEY})
+    unpriced = {"model": "gpt-6.2-sol", "messages": ASKED["messages"]}
+    mix.ask("POST", "/openai/v1/chat/completions", unpriced)
     tasks = {"one": {"prompt": "Hello", "max_tokens": 8}, "two": {"prompt": "Hi", "max_tokens": 8}}
     mix.ask("POST", "/aggregate", {"tasks": tasks})
     batch = {"requests": [{"custom_id": "one", "params": ASKED}]}
