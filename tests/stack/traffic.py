@@ -36,7 +36,7 @@ SCENARIOS = (
 """Whether it is a stream, how the simulator answers, and how the request ends."""
 
 
-LIMITS: dict[str, dict[str, Any]] = {"alice": {"budget_usd_per_day": 5}, "bob": {"models": ["claude-opus-*"]}}
+LIMITS: dict[str, dict[str, Any]] = {"alice": {"budget_usd_per_day": 5}, "carol": {"models": ["claude-opus-*"]}}
 """What the clients of `policy_round` may do: one not spend without end, the other not ask every model."""
 
 

@@ -14,9 +14,9 @@ from tests.support.scrape import fetch
 from tests.support.wire import Wire
 
 KEY = "cp-client-key-of-alice"
-NARROW_KEY = "cp-client-key-of-bob"
+NARROW_KEY = "cp-client-key-of-carol"
 CLIENT_KEYS = " ".join(
-    f"{name}:{hashlib.sha256(key.encode()).hexdigest()}" for name, key in (("alice", KEY), ("bob", NARROW_KEY))
+    f"{name}:{hashlib.sha256(key.encode()).hexdigest()}" for name, key in (("alice", KEY), ("carol", NARROW_KEY))
 )
 COMMON = {
     "x-api-key": KEY,
@@ -149,7 +149,7 @@ POLICY = {
     "CLAUDE_PROXY_FALLBACKS": f"{ASKED['model']}=claude-sonnet-5-5",
 }
 """Settings of a gateway for `send_policy`; a ledger and a file with `LIMITS` belong to it too."""
-LIMITS = '{"alice": {"budget_usd_per_day": 5}, "bob": {"models": ["claude-opus-*"]}}'
+LIMITS = '{"alice": {"budget_usd_per_day": 5}, "carol": {"models": ["claude-opus-*"]}}'
 
 
 def send_policy(gateway: Gateway) -> int:
