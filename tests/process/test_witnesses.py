@@ -164,6 +164,8 @@ def witnesses() -> Iterator[Witnesses]:
         OtlpSink() as sink,
         pair(
             "--unlimited",
+            "--record-calls",
+            str(2 * CALLS),
             OTEL_EXPORTER_OTLP_ENDPOINT=sink.url,
             OTEL_BSP_SCHEDULE_DELAY="100",
             OTEL_BSP_MAX_QUEUE_SIZE="100000",
