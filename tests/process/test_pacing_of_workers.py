@@ -74,17 +74,16 @@ def depths(stage: Scene) -> list[float]:
 def test_a_killed_workers_waiters_keep_nobody_waiting_and_the_others_go_on() -> None:
     settings = PACED | {"CLAUDE_PROXY_WORKERS": "2", "CLAUDE_PROXY_QUEUE_TIMEOUT": "300"}
     with scene(PLENTY, **settings) as stage:
-        model = used_up(stage, 8)
+        model = used_up(stage, 4)
         wires: list[Wire] = []
-
-        def in_both() -> bool:
+        for other in stage.gateway.worker_pids():
+            os.kill(other, signal.SIGSTOP)  # it accepts nothing: these four wait in the one that runs
             for _ in range(4):
                 wires.append(Wire(stage.gateway.port, timeout=30))
                 wires[-1].ask(asked(model=model))
-            poll(lambda: sum(depths(stage)) == len(wires), what="them to wait")
-            return sum(each > 0 for each in depths(stage)) == 2
-
-        poll(in_both, what="somebody to wait in each worker")
+            poll(lambda: 4 in depths(stage), what="four to wait in one worker")
+            os.kill(other, signal.SIGCONT)
+        poll(lambda: depths(stage) == [4, 4], what="four to wait in each worker")
         sent = len(stage.upstream.seen)
         victim = stage.gateway.worker_pids()[0]
         os.kill(victim, signal.SIGKILL)
