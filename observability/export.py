@@ -11,9 +11,12 @@ from collections import deque
 from collections.abc import Callable
 
 from opentelemetry import trace
-from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context, attach, set_value
-from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_value
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+from observability.spans import Local, Span
 
 BATCH = 128
 """Spans per export: encoding them holds the interpreter for some ten milliseconds, no longer."""
@@ -25,25 +28,13 @@ Clean = Callable[[ReadableSpan], ReadableSpan]
 """Takes out of a span what must not leave; called by the exporting thread."""
 
 
-class _Local:
-    """The spans of one request: a local root and what began under it in this process."""
-
-    __slots__ = ("decided", "ended", "ids", "kept", "reserved", "root")
-
-    def __init__(self, root: int) -> None:
-        self.root = root
-        self.ids: list[int] = []
-        self.ended: list[ReadableSpan] = []
-        self.decided = self.kept = False
-        self.reserved = 0
-
-
-class SpanQueue(SpanProcessor):
-    """The provider's only span processor. Without an exporter decisions are the same and nothing leaves."""
+class SpanQueue:
+    """Where every span goes as it ends. Without an exporter decisions are the same and nothing leaves."""
 
     def __init__(
         self,
         exporter: SpanExporter | None,
+        resource: Resource,
         *,
         bound: int,
         delay: float,
@@ -51,16 +42,16 @@ class SpanQueue(SpanProcessor):
         on_drop: Drop,
         clean: Clean = lambda span: span,
     ) -> None:
-        self._exporter, self._clean = exporter, clean
+        self._exporter, self._resource, self._clean = exporter, resource, clean
         self._bound, self._delay = bound, delay
         self._on_success, self._on_drop = on_success, on_drop
-        self._open: dict[int, _Local] = {}
-        self._queue: deque[ReadableSpan] = deque()
+        self._queue: deque[Span] = deque()
         self._reserved = 0
         # Under a WSGI server requests run in threads; re-entrant, because garbage found inside may hold a span that ends.
         self._lock = threading.RLock()
         self._wake = threading.Event()
         self._closing = False
+        self._in_hand = 0
         self._thread: threading.Thread | None = None
         if exporter is not None:
             self._thread = threading.Thread(target=self._run, name="span-export", daemon=True)
@@ -68,18 +59,16 @@ class SpanQueue(SpanProcessor):
 
     def keep(self, span: trace.Span, *, upgrade: bool) -> bool:
         """Decide on the trace of `span`, once: True if it is sampled or upgraded and the queue has room for it."""
-        context = span.get_span_context()
-        local = self._open.get(context.span_id)
-        if local is None:
+        if not isinstance(span, Span):
             return False
-        if local.kept or not (upgrade or context.trace_flags.sampled):
+        local = span.local
+        if local.kept or local.closed or not (upgrade or span.get_span_context().trace_flags.sampled):
             return local.kept
         local.decided = True
-        wanted = len(local.ended) + _SPARE
-        local.kept = self._reserve(local, wanted)
+        local.kept = self._reserve(local, len(local.ended) + _SPARE)
         return local.kept
 
-    def _reserve(self, local: _Local, more: int) -> bool:
+    def _reserve(self, local: Local, more: int) -> bool:
         with self._lock:
             room = len(self._queue) + self._reserved + more <= self._bound
             if room:
@@ -87,29 +76,11 @@ class SpanQueue(SpanProcessor):
                 self._reserved += more
         return room
 
-    def is_upgraded(self, span_id: int) -> bool:
-        """Whether the open trace of this span has been promised already."""
-        local = self._open.get(span_id)
-        return local is not None and local.kept
-
-    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        """The SDK's hook: a span under one of ours joins its request, any other begins one."""
-        own = span.get_span_context().span_id
-        parent = trace.get_current_span(parent_context).get_span_context()
-        local = self._open.get(parent.span_id) if parent.is_valid and not parent.is_remote else None
-        if local is None:
-            local = _Local(own)
-        local.ids.append(own)
-        self._open[own] = local
-
-    def on_end(self, span: ReadableSpan) -> None:
-        """The SDK's hook: hold the span; at the end of its request let all of them go."""
-        context = span.get_span_context()
-        local = self._open.get(context.span_id) if context is not None else None
-        if context is None:
-            return
-        if local is None:
-            self._end_late(span, context)
+    def take(self, span: Span) -> None:
+        """A span has ended: hold it; at the end of its request let all of them go."""
+        local, context = span.local, span.get_span_context()
+        if local.closed:
+            self._take_late(span)
             return
         is_root = local.root == context.span_id
         # The last place is the root's: a kept trace is never without it.
@@ -119,22 +90,23 @@ class SpanQueue(SpanProcessor):
         local.ended.append(span)
         if not is_root:
             return
-        if not local.decided and context.trace_flags.sampled:  # a root that no closing act spoke for
-            self.keep(trace.NonRecordingSpan(context), upgrade=False)
-        for span_id in local.ids:
-            self._open.pop(span_id, None)
-        with self._lock:
-            self._reserved -= local.reserved
-            if local.kept and self._exporter is not None:
-                self._queue.extend(local.ended)
-        if len(self._queue) >= BATCH and not self._wake.is_set():
-            self._wake.set()
-        if local.decided and not local.kept:
-            self._on_drop("queue_full", len(local.ended))
+        if not local.decided:  # a root that no closing act spoke for
+            self.keep(span, upgrade=False)
+        local.closed = True
+        ended, local.ended = local.ended, []  # else they and their spans would hold each other
+        if local.reserved:
+            with self._lock:
+                self._reserved -= local.reserved
+                if local.kept and self._exporter is not None:
+                    self._queue.extend(ended)
+            if len(self._queue) >= BATCH and not self._wake.is_set():
+                self._wake.set()
+        elif local.decided:
+            self._on_drop("queue_full", len(ended))
 
-    def _end_late(self, span: ReadableSpan, context: trace.SpanContext) -> None:
-        """A span whose request has ended before it: whether that was kept is forgotten, so its own flag decides."""
-        if not context.trace_flags.sampled:
+    def _take_late(self, span: Span) -> None:
+        """A span whose request has ended before it shares its fate, if there is room."""
+        if not span.local.kept:
             return
         with self._lock:
             if len(self._queue) + self._reserved < self._bound:
@@ -169,10 +141,10 @@ class SpanQueue(SpanProcessor):
                 self._export(batch)
                 self._in_hand = 0
 
-    def _export(self, batch: list[ReadableSpan]) -> None:
+    def _export(self, batch: list[Span]) -> None:
         assert self._exporter is not None
         try:
-            result = self._exporter.export([self._clean(span) for span in batch])
+            result = self._exporter.export([self._clean(span.readable(self._resource)) for span in batch])
         except Exception:  # noqa: BLE001 counted; an exporter's bug must not stop the thread
             self._on_drop("encode_failed", len(batch))
             return

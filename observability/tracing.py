@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from opentelemetry import propagate, trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
 from observability import catalog
 from observability.export import Drop, SpanQueue
-from observability.sampling import HeadSampler
+from observability.sampling import Head
 from observability.scrub import Scrubber
+from observability.spans import TracerProvider
 
 Attributes = Mapping[str, AttributeValue | None]
+_ERROR = Status(StatusCode.ERROR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +62,15 @@ class Tracing:
         exporter = OTLPSpanExporter(endpoint=f"{options.endpoint}/v1/traces") if options.endpoint else None
         self._queue = SpanQueue(
             exporter,
+            resource,
             bound=options.queue,
             delay=options.delay,
             on_success=on_success,
             on_drop=on_drop,
             clean=Scrubber(routes).clean,
         )
-        sampler = ALWAYS_OFF if options.off else HeadSampler(options.ratio, options.per_second, self._queue)
-        self.provider = TracerProvider(resource=resource, sampler=sampler, shutdown_on_exit=False)
-        self.provider.add_span_processor(self._queue)
+        takes = None if options.off else Head(options.ratio, options.per_second).takes
+        self.provider = TracerProvider(resource, takes, self._queue.take)
         self._tracer: Tracer = self.provider.get_tracer("claude-proxy", version)
 
     def stop(self, timeout: float) -> None:
@@ -104,18 +104,14 @@ class Tracing:
         known = _known(attributes)
         if error_type is not None:
             known[catalog.Attr.ERROR_TYPE] = error_type
-            span.set_status(Status(StatusCode.ERROR))
+            span.set_status(_ERROR)
         span.set_attributes(known)
 
 
 def tell_exception(span: Span, error: Exception) -> None:
-    """An ERROR with the exception's type as an event, as the SDK records it less words and traceback: they may quote
-    anything, so they would be taken out on export."""
-    kind = type(error)
-    named = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    told = {catalog.Http.EXCEPTION_TYPE: named, catalog.Http.EXCEPTION_ESCAPED: "False"}
-    span.add_event(catalog.EXCEPTION_EVENT, told)
-    span.set_status(Status(StatusCode.ERROR))
+    """An ERROR with the exception's type as an event."""
+    span.record_exception(error)
+    span.set_status(_ERROR)
 
 
 def _known(attributes: Attributes) -> dict[str, AttributeValue]:

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, TraceFlags, set_span_in_context
 
 from observability import export
 from observability.export import SpanQueue
+from observability.spans import TracerProvider
 from tests.support.poll import poll
 
 
@@ -38,30 +39,23 @@ class Exporter(SpanExporter):
         return self.result
 
 
-class _Flag(Sampler):
-    """Records everything; takes what `taken` says."""
-
-    taken = True
-
-    def should_sample(self, *args: object, **kwargs: object) -> SamplingResult:
-        return SamplingResult(Decision.RECORD_AND_SAMPLE if self.taken else Decision.RECORD_ONLY)
-
-    def get_description(self) -> str:
-        return "flag"
-
-
 class Bench:
     """A queue under a provider, and what it said of itself."""
 
     def __init__(self, bound: int = 1000, exporter: Exporter | None = None, clean: export.Clean = lambda s: s) -> None:
-        self.exporter, self.sampler = exporter or Exporter(), _Flag()
+        self.exporter, self.taken = exporter or Exporter(), True
         self.drops: list[tuple[str, int]] = []
         self.successes = 0
         self.queue = SpanQueue(
-            exporter, bound=bound, delay=60, on_success=self._succeeded, on_drop=self._dropped, clean=clean
+            exporter,
+            Resource.get_empty(),
+            bound=bound,
+            delay=60,
+            on_success=self._succeeded,
+            on_drop=self._dropped,
+            clean=clean,
         )
-        self.provider = TracerProvider(sampler=self.sampler, shutdown_on_exit=False)
-        self.provider.add_span_processor(self.queue)
+        self.provider = TracerProvider(Resource.get_empty(), lambda trace_id: self.taken, self.queue.take)
 
     def _succeeded(self) -> None:
         self.successes += 1
@@ -119,7 +113,7 @@ def test_nothing_is_queued_before_its_request_has_ended_and_then_all_of_it_is(ma
     assert bench.waiting == []
     root.end()
     assert bench.waiting == ["grandchild", "child", "root"]
-    assert (bench.queue._open, bench.queue._reserved) == ({}, 0)
+    assert bench.queue._reserved == 0
 
 
 @pytest.mark.parametrize(
@@ -127,7 +121,7 @@ def test_nothing_is_queued_before_its_request_has_ended_and_then_all_of_it_is(ma
 )
 def test_a_trace_is_kept_when_it_was_sampled_or_is_upgraded(made: Make, taken: bool, upgrade: bool, kept: bool) -> None:
     bench = made()
-    bench.sampler.taken = taken
+    bench.taken = taken
     assert bench.tree("root", 2, upgrade=upgrade) is kept
     assert len(bench.waiting) == (3 if kept else 0)
     assert bench.drops == []  # what the head did not take is no loss
@@ -135,15 +129,16 @@ def test_a_trace_is_kept_when_it_was_sampled_or_is_upgraded(made: Make, taken: b
 
 def test_once_promised_always_kept_and_its_later_spans_know_it(made: Make) -> None:
     bench = made()
-    bench.sampler.taken = False
+    bench.taken = False
     root = bench.span("root")
     first = bench.span("first", root)
-    assert not bench.queue.is_upgraded(first.get_span_context().span_id)
+    assert not first.get_span_context().trace_flags.sampled
     assert bench.queue.keep(first, upgrade=True)
-    assert bench.queue.is_upgraded(root.get_span_context().span_id)
+    second = bench.span("second", root)
+    assert second.get_span_context().trace_flags.sampled
     assert bench.queue.keep(root, upgrade=False)
-    first.end(), root.end()
-    assert bench.waiting == ["first", "root"]
+    first.end(), second.end(), root.end()
+    assert bench.waiting == ["first", "second", "root"]
 
 
 def test_a_promise_reserves_room_that_another_trace_cannot_take(made: Make) -> None:
@@ -184,23 +179,24 @@ def test_a_trace_that_found_no_room_is_dropped_whole_and_counted_span_by_span(ma
 def test_a_request_that_nobody_spoke_for_goes_by_its_flag(made: Make) -> None:
     bench = made()
     bench.tree("sampled", 0, keep=False)
-    bench.sampler.taken = False
+    bench.taken = False
     bench.tree("not", 0, keep=False)
     assert bench.waiting == ["sampled"]
 
 
-def test_a_span_that_ends_after_its_request_goes_by_its_own_flag_and_within_the_bound(made: Make) -> None:
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_span_that_ends_after_its_request_shares_its_fate_within_the_bound(made: Make, kept: bool) -> None:
     bench = made(10)
+    bench.taken = False
     root = bench.span("root")
     late, later = bench.span("late", root), bench.span("later", root)
-    bench.queue.keep(root, upgrade=False)
+    bench.queue.keep(root, upgrade=kept)
     root.end()
-    assert bench.queue._open == {}
     late.end()
-    assert bench.waiting == ["root", "late"]
+    assert bench.waiting == (["root", "late"] if kept else [])
     bench.queue._bound = 2
     later.end()
-    assert (bench.waiting, bench.drops) == (["root", "late"], [("queue_full", 1)])
+    assert (len(bench.waiting), bench.drops) == ((2, [("queue_full", 1)]) if kept else (0, []))
 
 
 def test_a_span_under_a_remote_or_unknown_parent_is_a_request_of_its_own(made: Make) -> None:
@@ -223,9 +219,9 @@ def test_a_span_that_was_never_started_here_is_not_kept(made: Make) -> None:
 def test_without_an_exporter_the_decisions_are_the_same_and_nothing_is_held() -> None:
     bench = Bench(20)
     assert bench.tree("root", 3)
-    bench.sampler.taken = False
+    bench.taken = False
     assert not bench.tree("root", 3)
-    assert (bench.waiting, bench.queue._reserved, bench.queue._open) == ([], 0, {})
+    assert (bench.waiting, bench.queue._reserved) == ([], 0)
     bench.queue.shutdown(1)
     assert bench.drops == []
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.sampling import Decision
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState, set_span_in_context
 
 from observability.export import SpanQueue
-from observability.sampling import HeadSampler
+from observability.sampling import Head
+from observability.spans import Tracer, TracerProvider
 
-TAKEN, LEFT = Decision.RECORD_AND_SAMPLE, Decision.RECORD_ONLY
 LOW, HIGH = 1, 2**64 - 1
 """Trace ids at both ends of what a ratio looks at."""
 
@@ -26,86 +26,97 @@ class Clock:
 
 
 def _queue() -> SpanQueue:
-    return SpanQueue(None, bound=100, delay=1, on_success=lambda: None, on_drop=lambda reason, count: None)
+    nowhere = Resource.get_empty()
+    return SpanQueue(None, nowhere, bound=100, delay=1, on_success=lambda: None, on_drop=lambda reason, count: None)
 
 
-def sampler(ratio: float = 1.0, per_second: float = 1e6, clock: Clock | None = None) -> HeadSampler:
-    return HeadSampler(ratio, per_second, _queue(), clock or Clock())
+def _tracer(head: Head | None, queue: SpanQueue | None = None) -> Tracer:
+    takes = None if head is None else head.takes
+    return TracerProvider(Resource.get_empty(), takes, (queue or _queue()).take).get_tracer("test")
 
 
-def decide(made: HeadSampler, parent: Context | None = None, trace_id: int = LOW) -> Decision:
-    return made.should_sample(parent or Context(), trace_id, "name").decision
+def _context(tracer: Tracer, parent: Context) -> SpanContext:
+    return tracer.start_span("x", parent).get_span_context()
 
 
-def parent(flags: int, *, remote: bool, span_id: int = 2, state: TraceState | None = None) -> Context:
-    return set_span_in_context(NonRecordingSpan(SpanContext(1, span_id, remote, TraceFlags(flags), state)), Context())
+def parent(flags: int, *, remote: bool, state: TraceState | None = None) -> Context:
+    return set_span_in_context(NonRecordingSpan(SpanContext(1, 2, remote, TraceFlags(flags), state)), Context())
 
 
-@pytest.mark.parametrize(("ratio", "low", "high"), [(0.0, LEFT, LEFT), (0.5, TAKEN, LEFT), (1.0, TAKEN, TAKEN)])
-def test_without_a_caller_the_trace_id_decides_by_the_ratio(ratio: float, low: Decision, high: Decision) -> None:
-    made = sampler(ratio)
-    assert [decide(made, trace_id=LOW), decide(made, trace_id=HIGH), decide(made, trace_id=HIGH << 64)] == [
-        low,
-        high,
-        low,
-    ]
+@pytest.mark.parametrize(("ratio", "low", "high"), [(0.0, False, False), (0.5, True, False), (1.0, True, True)])
+def test_without_a_caller_the_trace_id_decides_by_the_ratio(ratio: float, low: bool, high: bool) -> None:
+    made = Head(ratio, 1e6, Clock())
+    assert [made.takes(trace_id) for trace_id in (LOW, HIGH, HIGH << 64)] == [low, high, low]
+    flags = _context(_tracer(made), Context()).trace_flags
+    assert flags.random_trace_id
+    assert ratio == 0.5 or flags.sampled is bool(ratio)
 
 
-@pytest.mark.parametrize(("flags", "expected"), [(1, TAKEN), (0, LEFT), (3, TAKEN), (2, LEFT)])
-def test_the_callers_flag_wins_over_ratio_and_rate_in_both_directions(flags: int, expected: Decision) -> None:
-    for made in (sampler(0.0), sampler(1.0), sampler(1.0, per_second=0.5)):
-        assert decide(made, parent(flags, remote=True)) is expected
+@pytest.mark.parametrize("remote", [True, False])
+@pytest.mark.parametrize(("flags", "taken"), [(1, True), (0, False), (3, True), (2, False)])
+def test_the_callers_flags_win_over_ratio_and_rate_in_both_directions(flags: int, taken: bool, remote: bool) -> None:
+    for made in (Head(0.0, 1e6), Head(1.0, 1e6), Head(1.0, 0.5)):
+        own = _context(_tracer(made), parent(flags, remote=remote))
+        assert (own.trace_id, own.is_remote, own.trace_flags, own.trace_flags.sampled) == (1, False, flags, taken)
 
 
 def test_what_is_left_is_recorded_all_the_same_because_its_end_may_upgrade_it() -> None:
-    span = TracerProvider(sampler=sampler(0.0), shutdown_on_exit=False).get_tracer("test").start_span("x", Context())
+    span = _tracer(Head(0.0, 100)).start_span("x", Context())
     assert span.is_recording()
     assert not span.get_span_context().trace_flags.sampled
 
 
 def test_the_rate_cap_is_a_bucket_one_second_deep_that_fills_with_time() -> None:
     clock = Clock()
-    made = sampler(per_second=3, clock=clock)
-    assert [decide(made) for _ in range(5)] == [TAKEN] * 3 + [LEFT] * 2
+    made = Head(1.0, 3, clock)
+    assert [made.takes(LOW) for _ in range(5)] == [True] * 3 + [False] * 2
     clock.now += 0.33
-    assert decide(made) is LEFT
+    assert not made.takes(LOW)
     clock.now += 0.01
-    assert [decide(made) for _ in range(2)] == [TAKEN, LEFT]
+    assert [made.takes(LOW) for _ in range(2)] == [True, False]
     clock.now += 3600
-    assert [decide(made) for _ in range(5)] == [TAKEN] * 3 + [LEFT] * 2
+    assert [made.takes(LOW) for _ in range(5)] == [True] * 3 + [False] * 2
 
 
 def test_what_the_ratio_leaves_takes_nothing_from_the_rate() -> None:
-    made = sampler(0.5, per_second=1)
-    assert [decide(made, trace_id=HIGH) for _ in range(10)] == [LEFT] * 10
-    assert decide(made) is TAKEN
+    made = Head(0.5, 1, Clock())
+    assert [made.takes(HIGH) for _ in range(10)] == [False] * 10
+    assert made.takes(LOW)
 
 
 def test_children_here_follow_their_parent_until_its_trace_is_promised() -> None:
     queue = _queue()
-    made = HeadSampler(0.0, 100, queue, Clock())
-    provider = TracerProvider(sampler=made, shutdown_on_exit=False)
-    provider.add_span_processor(queue)
-    tracer = provider.get_tracer("test")
+    tracer = _tracer(Head(0.0, 100), queue)
     root = tracer.start_span("root", Context())
     under = set_span_in_context(root, Context())
-    assert not tracer.start_span("first try", under).get_span_context().trace_flags.sampled
+    assert not _context(tracer, under).trace_flags.sampled
     assert queue.keep(root, upgrade=True)
-    assert tracer.start_span("second try", under).get_span_context().trace_flags.sampled
+    assert _context(tracer, under).trace_flags.sampled
     root.end()
-    assert not tracer.start_span("too late", under).get_span_context().trace_flags.sampled
+    assert not _context(tracer, under).trace_flags.sampled
 
 
-def test_a_remote_parent_with_the_id_of_a_span_here_is_not_taken_for_it() -> None:
+def test_a_callers_span_with_the_ids_of_a_promised_one_here_is_not_taken_for_it() -> None:
     queue = _queue()
-    queue.is_upgraded = lambda span_id: True  # type: ignore[method-assign]
-    made = HeadSampler(0.0, 100, queue, Clock())
-    assert decide(made, parent(0, remote=True)) is LEFT
-    assert decide(made, parent(0, remote=False)) is TAKEN
+    tracer = _tracer(Head(0.0, 100), queue)
+    root = tracer.start_span("root", Context())
+    assert queue.keep(root, upgrade=True)
+    own = root.get_span_context()
+    forged = NonRecordingSpan(SpanContext(own.trace_id, own.span_id, True, TraceFlags(0)))
+    assert not _context(tracer, set_span_in_context(forged, Context())).trace_flags.sampled
 
 
 def test_the_callers_tracestate_is_handed_on() -> None:
     state = TraceState([("vendor", "value")])
-    result = sampler().should_sample(parent(1, remote=True, state=state), 1, "name", attributes={"a": 1})
-    assert (result.trace_state, dict(result.attributes)) == (state, {"a": 1})
-    assert not sampler().should_sample(Context(), 1, "name").trace_state
+    tracer = _tracer(Head(1.0, 100))
+    assert _context(tracer, parent(1, remote=True, state=state)).trace_state == state
+    assert not _context(tracer, Context()).trace_state
+
+
+def test_switched_off_nothing_is_recorded_and_the_callers_trace_goes_on_unsampled() -> None:
+    span = _tracer(None).start_span("x", parent(3, remote=True))
+    own = span.get_span_context()
+    assert (span.is_recording(), own.trace_id, own.is_valid, own.trace_flags) == (False, 1, True, 2)
+    assert own.span_id != 2
+    assert _context(_tracer(None), Context()).is_valid
+    assert isinstance(span, trace.NonRecordingSpan)
