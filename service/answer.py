@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass
+
+import msgspec
 
 
 class Body:
@@ -40,8 +41,7 @@ class Body:
             await unread()
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """The provider's answer: `headers` raw and in order, `body` to be iterated to its end or closed."""
 
     status: int

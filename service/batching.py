@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator
-from dataclasses import replace
 
+from msgspec.structs import replace
 from structlog.typing import FilteringBoundLogger
 
 from observability.catalog import LogEvent

@@ -11,7 +11,9 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from observability.catalog import Outcome
 from service.account.estimate import tokens_of
@@ -41,8 +43,7 @@ _LEAST = 0.1
 Check = Callable[[bytes], object]
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
+class _Job(msgspec.Struct, frozen=True):
     """One call to be made, as `Pipeline.run` was asked for it."""
 
     exchange: Exchange

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from observability.catalog import Outcome
 from service.account.exchange import Call, Exchange
@@ -37,8 +38,7 @@ class Result(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(msgspec.Struct, frozen=True):
     """There is no usable answer; `status` is the provider's, if one came."""
 
     error: UpstreamFailed
@@ -72,8 +72,7 @@ class Failed:
         raise self.error
 
 
-@dataclass(frozen=True, slots=True)
-class Whole:
+class Whole(msgspec.Struct, frozen=True):
     """A JSON answer that is in; `hint` says what it asks for if it is an error. `outcome` and `error_type` are the call's."""
 
     response: Response
@@ -108,8 +107,7 @@ class Whole:
         return Answer(self.response.status_code, self.response.headers.raw, Body(body, relay.unread))
 
 
-@dataclass(frozen=True, slots=True)
-class Streaming:
+class Streaming(msgspec.Struct, frozen=True):
     """A streamed answer, read as far as its first event."""
 
     response: Response
@@ -140,8 +138,7 @@ class Streaming:
         return Answer(self.response.status_code, self.response.headers.raw, Body(body, relay.unread))
 
 
-@dataclass(frozen=True, slots=True)
-class Large:
+class Large(msgspec.Struct, frozen=True):
     """A large answer, unread."""
 
     response: Response

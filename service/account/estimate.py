@@ -7,7 +7,7 @@ far if that is more. Whatever was worked out makes the cost `estimated`.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from observability.catalog import Outcome
 from service.account.prices import UNPRICED, Prices

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from msgspec.structs import replace
 from opentelemetry import trace
 from opentelemetry.trace import Span
 
@@ -102,7 +102,7 @@ class Call:
 
     def says(self) -> Answered:
         """What the answer said, with the provider's request id."""
-        return dataclasses.replace(self.answered(), upstream_request_id=self.upstream_request_id)
+        return replace(self.answered(), upstream_request_id=self.upstream_request_id)
 
 
 class Exchange:

@@ -7,9 +7,11 @@ Rounding: each part of a cost is added up in pico-dollars and rounded once to na
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from service.account import prices_list, prices_override
 from service.account.prices_gaps import (

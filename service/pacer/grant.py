@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import blake2b
+
+import msgspec
 
 from service.pacer.access import Access
 from service.pacer.pools import Pools
@@ -20,8 +21,7 @@ def _digest(*names: str) -> bytes:
     return blake2b("\0".join(names).encode(), digest_size=16).digest()
 
 
-@dataclass(frozen=True, slots=True)
-class PoolKey:
+class PoolKey(msgspec.Struct, frozen=True, gc=False):
     """Whose limits: a provider's, for one credential (its hash, never itself) and one class of models."""
 
     provider: str
@@ -34,8 +34,7 @@ class PoolKey:
         return _digest(self.provider, self.credential, self.model_class)
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True, gc=False):
     """What a call wants. Input is estimated from `text_bytes` and `media` blocks unless `input_tokens` is told.
 
     `max_output` tokens, None: no bound. `client` shares fairly with others. `max_wait` in seconds.

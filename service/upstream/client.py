@@ -7,10 +7,10 @@ costs: a second parse of the address, two context switches, attributes for metri
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 import httpx
+import msgspec
 from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, StatusCode, TracerProvider
 from opentelemetry.util.http import redact_url
@@ -41,8 +41,7 @@ class Stream(Protocol):
     async def aclose(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(msgspec.Struct, frozen=True):
     """What goes up: `target` is path and query as they are to stand on the wire, `headers` exactly those to be sent.
 
     A `body` that is an iterator is streamed and can be sent once. `first_byte_timeout` is in seconds.

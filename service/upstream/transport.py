@@ -12,12 +12,12 @@ import contextlib
 import functools
 import ssl
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import aiohttp
 import certifi
 import httpx
+import msgspec
 from aiohttp import hdrs
 from aiohttp.client_proto import ResponseHandler
 from yarl import URL
@@ -52,8 +52,7 @@ class Headers(dict[str, str]):
             self[name] = f"{self[name]}, {value}" if name in self else value
 
 
-@dataclass(frozen=True, slots=True)
-class Timeouts:
+class Timeouts(msgspec.Struct, frozen=True, gc=False):
     """Seconds: to connect, until the answer's headers (it stands still while a streamed body's next piece is awaited), of
     silence inside the body."""
 
@@ -62,8 +61,7 @@ class Timeouts:
     idle: float
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(msgspec.Struct, frozen=True):
     """An answer whose headers are in. `stream` must be closed."""
 
     status_code: int

@@ -7,7 +7,8 @@ take them past the gateway and hand a client key to the provider.
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from service.answer import Answer, Body
 from service.web.channel import RawHeaders

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
+from msgspec.structs import replace
 from opentelemetry.trace import SpanKind, StatusCode
 
 from observability import catalog
@@ -147,7 +146,7 @@ REFUSED = Record(
     route="/v1/messages",
     outcome=Outcome.CLIENT_AUTH,
     timings=Timings(total=0.25),
-    trace=dataclasses.replace(IDS, kept=False),
+    trace=replace(IDS, kept=False),
     status=401,
     error_type="client_auth",
     rejected="authentication_error",
@@ -190,7 +189,7 @@ def test_what_is_not_known_is_absent_and_not_zero() -> None:
 
 
 def test_a_429_names_its_limit_and_how_long_to_wait() -> None:
-    limited = dataclasses.replace(
+    limited = replace(
         RECORD,
         outcome=Outcome.UPSTREAM_429,
         error_type="rate_limit_error",
@@ -214,7 +213,7 @@ def test_a_429_names_its_limit_and_how_long_to_wait() -> None:
 def test_every_attempt_counts_with_its_status_and_reason() -> None:
     tries = (Attempt("not_sent"), Attempt("http_error", 529), Attempt("http_error", 418), Attempt("ok", 200))
     with telemetry() as told:
-        _close(told, dataclasses.replace(RECORD, attempts=tries))
+        _close(told, replace(RECORD, attempts=tries))
         assert [line for line in told.samples() if line.startswith("claude_proxy_upstream_attempts")] == sorted(
             f'claude_proxy_upstream_attempts_total{{{WHO},reason="{reason}",status="{status}"}} 1.0'
             for reason, status in (("not_sent", ""), ("http_error", "529"), ("http_error", "other"), ("ok", "200"))
@@ -225,7 +224,7 @@ def test_every_attempt_counts_with_its_status_and_reason() -> None:
 def test_the_level_and_the_server_spans_status_follow_whose_fault_it_is(outcome: Outcome) -> None:
     fault = catalog.OUTCOMES[outcome][0]
     with telemetry() as told:
-        _close(told, dataclasses.replace(RECORD, outcome=outcome))
+        _close(told, replace(RECORD, outcome=outcome))
         failed = told.spans["server"].status.status_code is StatusCode.ERROR
         (line,) = told.lines()
     level = {Fault.NOBODY: "info", Fault.CLIENT: "info", Fault.PROVIDER: "warning", Fault.US: "error"}[fault]
@@ -233,7 +232,7 @@ def test_the_level_and_the_server_spans_status_follow_whose_fault_it_is(outcome:
 
 
 def test_a_call_of_a_fan_out_counts_tokens_but_no_request() -> None:
-    call = dataclasses.replace(RECORD, kind=Kind.CALL, status=None, timings=Timings(total=1.5, call=1.5))
+    call = replace(RECORD, kind=Kind.CALL, status=None, timings=Timings(total=1.5, call=1.5))
     with telemetry() as told:
         _close(told, call)
         names = {line.partition("{")[0] for line in told.samples()}
@@ -248,7 +247,7 @@ def test_a_call_of_a_fan_out_counts_tokens_but_no_request() -> None:
 @pytest.mark.parametrize("kept", [True, False])
 def test_an_exemplar_is_written_only_when_its_trace_is_kept(kept: bool) -> None:
     with telemetry() as told:
-        _close(told, dataclasses.replace(RECORD, trace=dataclasses.replace(IDS, kept=kept)))
+        _close(told, replace(RECORD, trace=replace(IDS, kept=kept)))
         for name in ("claude_proxy_requests_total", "claude_proxy_request_duration_seconds_bucket"):
             marked = [line for line in told.sample(name) if " # {" in line]
             assert len(marked) == int(kept), name
@@ -259,7 +258,7 @@ def test_an_exemplar_is_written_only_when_its_trace_is_kept(kept: bool) -> None:
 
 def test_an_unknown_route_and_model_are_other_in_metrics_and_as_they_are_in_the_log() -> None:
     with telemetry() as told:
-        _close(told, dataclasses.replace(RECORD, route="/nowhere", model="gpt-99", error_type="brand_new"))
+        _close(told, replace(RECORD, route="/nowhere", model="gpt-99", error_type="brand_new"))
         (request,) = [x for x in told.samples() if x.startswith("claude_proxy_requests_total")]
         (duration,) = told.sample("gen_ai_client_inference_duration_seconds_count")
         (line,) = told.lines()
@@ -271,7 +270,7 @@ def test_an_unknown_route_and_model_are_other_in_metrics_and_as_they_are_in_the_
 
 def test_closing_never_raises_and_says_what_went_wrong() -> None:
     with telemetry() as told:
-        broken = dataclasses.replace(RECORD, outcome="no outcome")  # type: ignore[arg-type]
+        broken = replace(RECORD, outcome="no outcome")
         Closing(told.telemetry, Books(Prices())).close(broken, None, None)
         (line,) = told.lines()
     assert (line["event"], line["level"], line["message"]) == ("log", "error", "closing failed")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Decimal
 
 import pytest
+from msgspec.structs import replace
 
 from service.account.prices import UNPRICED, Prices
 from service.record import Certainty, Cost, Usage, Variant

@@ -30,7 +30,8 @@ def python(lock: Path, tell: Tell) -> Path:
 
     def make() -> None:
         _run([sys.executable, "-m", "venv", "--clear", str(folder)])
-        _run([str(interpreter), "-m", "pip", "install", "--quiet", "--require-hashes", "-r", str(lock)])
+        # The lock is whole. Left to look for dependencies, pip takes the newest of one that is wanted with an extra.
+        _run([str(interpreter), "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes", "-r", str(lock)])
 
     _once(folder, [lock], make, tell)
     return interpreter

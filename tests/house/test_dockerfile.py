@@ -83,3 +83,11 @@ def test_it_runs_our_command_stops_by_sigterm_and_asks_after_its_health() -> Non
     assert _all("STOPSIGNAL") == ["SIGTERM"]
     (check,) = _all("HEALTHCHECK")
     assert '"python", "-c"' in check
+
+
+def test_every_install_from_a_lock_takes_the_lock_and_nothing_beside_it() -> None:
+    # pip that looks for dependencies takes the newest of one that is wanted with an extra, whatever the lock says.
+    files = [ROOT / "Makefile", ROOT / "service/Dockerfile", ROOT / "tests/clients/environments.py"]
+    installs = [line for file in files for line in file.read_text().splitlines() if "--require-hashes" in line]
+    assert len(installs) >= 6
+    assert [line for line in installs if "--no-deps" not in line] == []
