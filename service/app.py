@@ -106,7 +106,6 @@ def create_gateway(
     pipelines = _pipelines(settings, providers, clients, host, pauses, allowances)
     gate = Gate(settings, providers)
     app = LoopFlask("claude_proxy", static_folder=None)
-    app.url_map.strict_slashes = False
     hooks.instrument(app, telemetry)
     hooks.open_and_close(app, Closing(telemetry, keeping.books), telemetry.tracing, gate)
     hooks.answer_errors(app, telemetry.log)

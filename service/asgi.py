@@ -179,6 +179,8 @@ class _RequestBody:
 
     async def linger(self) -> None:
         """Discard what the client still sends after an early answer, so that it gets to read that answer."""
+        if self._complete:
+            return
         try:
             async with asyncio.timeout(_LINGER):
                 while not self._complete:

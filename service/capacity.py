@@ -42,7 +42,6 @@ class Capacity:
             return None
         text, media = measured(prepared.body)
         key = PoolKey(self._provider.name, _credential(prepared), self._provider.limit_class(call.model or ""))
-        call.input_estimate = self._pacer.estimate_input(key, text, media)
         ask = Ask(
             client=exchange.client or "",
             max_wait=max(0.0, min(self._longest, left)),
@@ -60,6 +59,7 @@ class Capacity:
             waiting.done(None, None)
             raise
         waiting.done(grant.dimension, grant.predicted)
+        call.input_estimate = grant.estimate
         return Leave(grant)
 
 
@@ -83,19 +83,26 @@ class Leave:
 
     def used(self, said: Answered) -> None:
         """What the answer has said of tokens so far: cache reads are free of the limits."""
-        usage = said.usage
-        if usage is not None:
-            fresh = None if usage.input_tokens is None else usage.input_tokens - (usage.cache_read_tokens or 0)
-            self._grant.used(fresh, usage.output_tokens)
+        self._grant.used(*_billed(said))
 
     def settle(self, call: Call) -> None:
         """The call has ended with this attempt."""
-        self.used(call.answered())
-        self.close(sent=not call.attempts or call.attempts[-1].reason != "not_sent")
+        sent = not call.attempts or call.attempts[-1].reason != "not_sent"
+        tokens_in, tokens_out = _billed(call.answered())
+        self._grant.close(sent=sent, input_tokens=tokens_in, output_tokens=tokens_out)
 
     def close(self, *, sent: bool = True) -> None:
         """The attempt is over; `sent` false: the provider never got it."""
         self._grant.close(sent=sent)
+
+
+def _billed(said: Answered) -> tuple[int | None, int | None]:
+    """Input and output tokens that count against the limits, as far as they have been told."""
+    usage = said.usage
+    if usage is None:
+        return None, None
+    fresh = None if usage.input_tokens is None else usage.input_tokens - (usage.cache_read_tokens or 0)
+    return fresh, usage.output_tokens
 
 
 class _Waiting:

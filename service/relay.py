@@ -53,8 +53,9 @@ class Chunks:
             if left <= 0:
                 raise TimeoutError
             with self._waits.waiting():
-                # The stream itself raises after the idle timeout: a timer of ours is needed near the end only.
-                async with asyncio.timeout(left if left < self._idle else None):
+                if left >= self._idle:  # the stream itself raises after the idle timeout
+                    return await anext(self._chunks)
+                async with asyncio.timeout(left):
                     return await anext(self._chunks)
         except TimeoutError:
             raise AnswerTimeout(f"the call took longer than the total timeout of {self._total_timeout:g} s") from None

@@ -129,12 +129,9 @@ class Exchange:
         self.left: Mapping[str, tuple[float, float, float]] = {}
         """What is left of the client's own limits: limit, remaining, seconds until it is all there again."""
         self.server = trace.get_current_span()
-        closing.began(route)
-
-    @property
-    def trace_id(self) -> str:
+        self.trace_id = trace.format_trace_id(self.server.get_span_context().trace_id)
         """32 hex digits."""
-        return trace.format_trace_id(self.server.get_span_context().trace_id)
+        closing.began(route)
 
     def open_call(
         self,
@@ -292,6 +289,5 @@ class Exchange:
             or any(attempt.limit for attempt in attempts)
             or timings.total > self._tracing.slow
         )
-        context = span.get_span_context()
         kept = self._tracing.keep(span, upgrade=upgrade)
-        return Trace(trace.format_trace_id(context.trace_id), trace.format_span_id(context.span_id), kept)
+        return Trace(self.trace_id, trace.format_span_id(span.get_span_context().span_id), kept)

@@ -47,6 +47,10 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     input_tokens: int | None = None
     max_output: int | None = None
 
+    def input_of(self, pool: Pool) -> float:
+        """Input tokens that it will be billed, as far as `pool` knows."""
+        return self.input_tokens if self.input_tokens is not None else pool.input_of(self.text_bytes, self.media)
+
 
 class Refused(Exception):
     """No room within the wait allowed.
@@ -63,13 +67,14 @@ class Grant:
     """Leave to make one call. `close` it always; the rest as it becomes known.
 
     `waited`: seconds; `predicted`: seconds foreseen when it began to wait; `dimension`: what it waited for, None if it
-    did not.
+    did not; `estimate`: input tokens that its body is expected to be billed.
     """
 
     def __init__(self, access: Access, pools: Pools, digest: bytes, ask: Ask, clock: Callable[[], float]) -> None:
         self._access, self._pools, self._digest, self._ask, self._clock = access, pools, digest, ask, clock
         self.waited, self.predicted = 0.0, 0.0
         self.dimension: str | None = None
+        self.estimate = 0
         self.amounts = _NOTHING
         """What is taken for it."""
         self._input = self._raised = 0.0
@@ -92,9 +97,7 @@ class Grant:
             found = self._pools.open(self._digest, now)
             if found is not None:
                 index, pool = found
-                ask = self._ask
-                wanted = ask.input_tokens if ask.input_tokens is not None else pool.input_of(ask.text_bytes, ask.media)
-                amounts = pool.expected(wanted, ask.max_output)
+                amounts = pool.expected(self._ask.input_of(pool), self._ask.max_output)
                 self._pools.go(index, pool, self._access.slot, amounts, now)
                 self.begin(amounts, pool, now)
 
@@ -130,31 +133,39 @@ class Grant:
 
     def used(self, input_tokens: int | None = None, output_tokens: int | None = None) -> None:
         """What is billed so far: input without cache reads (settled at once), output (settled at `close`)."""
+        if (real := self._told_of(input_tokens, output_tokens)) is not None:
+            self._change(partial(self._do_used, real))
+
+    def _told_of(self, input_tokens: int | None, output_tokens: int | None) -> float | None:
+        """The input, if it is to be settled; output is kept until the end."""
         if output_tokens is not None and _sane(output_tokens):
             self._output = float(output_tokens)
-        if input_tokens is not None and _sane(input_tokens) and not self._rejected:
-            self._change(partial(self._do_used, float(input_tokens)))
+        known = input_tokens is not None and _sane(input_tokens) and not self._rejected
+        return float(input_tokens) if known and input_tokens is not None else None
 
     def _do_used(self, real: float, index: int, pool: Pool) -> None:
         learnt_from = 0 if self._told else self._ask.text_bytes
         pool.correct_input(self._input, real, learnt_from, self._ask.media, self._raised)
         self._input, self._told, self._raised = real, True, 0.0
 
-    def close(self, *, sent: bool = True) -> None:
-        """The call has ended. `sent` False: the provider never got it, so it has counted nothing. Idempotent."""
+    def close(self, *, sent: bool = True, input_tokens: int | None = None, output_tokens: int | None = None) -> None:
+        """The call has ended, with what is billed as `used` takes it. `sent` False: the provider never got it, so it has
+        counted nothing. Idempotent."""
         if not sent and not self._answered:
             self._answered = True
             self._change(self._do_unsent)
             return
         self.answered(None)
-        self._change(self._do_close)
+        self._change(partial(self._do_close, self._told_of(input_tokens, output_tokens)))
 
     def _do_unsent(self, index: int, pool: Pool) -> None:
         self._open = False
         self._pools.never_went(index, pool, self._access.slot, self.amounts)
 
-    def _do_close(self, index: int, pool: Pool) -> None:
+    def _do_close(self, real: float | None, index: int, pool: Pool) -> None:
         self._open = False
+        if real is not None:
+            self._do_used(real, index, pool)
         pool.end(self.amounts[OUTPUT], None if self._rejected else self._output)
         self._pools.count(index, self._access.slot, calls=-1, amounts=(0.0, 0.0, -self.amounts[OUTPUT]))
 

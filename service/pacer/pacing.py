@@ -29,6 +29,10 @@ _SOON = 0.005
 """Not more often than this."""
 
 
+_UNUSED = Pool([0.0] * Pool.WIDTH)
+"""What is known of a pool that cannot be had."""
+
+
 class Waits(Protocol):
     """Accounts time spent waiting: `waiting()` is a context around it."""
 
@@ -81,12 +85,6 @@ class Pacer:
         """How many wait in this worker."""
         return sum(len(line.waiting) for line in self._lines.values() if line.provider == provider)
 
-    def estimate_input(self, key: PoolKey, text_bytes: int, media: int = 0) -> int:
-        """Input tokens that a body will be billed, as `acquire` estimates them."""
-        found = self._pools.find(key.digest, self._clock())  # reading without the lock risks a wrong guess, no more
-        pool = found[1] if found is not None else Pool([0.0] * Pool.WIDTH)
-        return round(pool.input_of(text_bytes, media))
-
     async def acquire(self, key: PoolKey, ask: Ask, waits: Waits | None = None) -> Grant:
         """Leave to make a call, when there is room for it. Raises `Refused`; a cancelled one frees its place."""
         digest = key.digest
@@ -108,6 +106,7 @@ class Pacer:
         """None: it may go. Raises `Refused`."""
         if not self._access.enter():
             self._access.fail_open()
+            grant.estimate = round(ask.input_of(_UNUSED))
             grant.begin_unasked()
             return None
         try:
@@ -115,9 +114,11 @@ class Pacer:
             found = self._pools.open(digest, now)
             if found is None:
                 self._access.fail_open()
+                grant.estimate = round(ask.input_of(_UNUSED))
                 return None
             index, pool = found
-            wanted = ask.input_tokens if ask.input_tokens is not None else pool.input_of(ask.text_bytes, ask.media)
+            wanted = ask.input_of(pool)
+            grant.estimate = round(wanted)
             amounts = pool.expected(wanted, ask.max_output)
             if not self._pools.places_used(index) and pool.fits(amounts, now):
                 self._pools.go(index, pool, self._slot, amounts, now)

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_plus, urlsplit
 
@@ -121,16 +122,19 @@ def _refuse_web_pages(headers: RawHeaders) -> None:
     """Without client keys anybody on this machine may come in, but not a page that its browser shows: neither by a name
     of its own that leads here (DNS rebinding) nor across origins."""
     for name, value in headers:
-        if name in (b"host", b"origin") and not is_loopback(_host_in(value.decode("latin-1"))):
+        if name in (b"host", b"origin") and not _is_here(value):
             field = name.decode().title()
             raise Forbidden(f"{field} is not this machine's: configure client keys to let others in", field=field)
 
 
-def _host_in(value: str) -> str:
+@lru_cache(maxsize=64)
+def _is_here(address: bytes) -> bool:
+    """Whether a `Host` or `Origin` names this machine."""
+    text = address.decode("latin-1")
     try:
-        return urlsplit(value if "://" in value else f"//{value}").hostname or ""
+        return is_loopback(urlsplit(text if "://" in text else f"//{text}").hostname or "")
     except ValueError:
-        return ""
+        return False
 
 
 def _named(clients: tuple[ClientKey, ...], credential: str | None) -> str:

@@ -14,7 +14,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterat
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import greenback
-from flask import Flask, Response, request
+from flask import Flask, Request, Response, request
+from werkzeug.datastructures import Headers
+from werkzeug.routing import MapAdapter
 
 from service.errors import Draining
 from service.lifetime import Ending, absorb_cancellation
@@ -45,11 +47,37 @@ class StreamedResponse(Response):
     stream_body: Stream
     automatically_set_content_length = False  # werkzeug would measure the empty list it is made with
 
+    def get_wsgi_headers(self, environ: WSGIEnvironment) -> Headers:
+        """As they are: they are the provider's, and nothing is to be put right in them."""
+        return self.headers
+
 
 class LoopFlask(Flask):
     """Flask with one loop. `draining` turns true when the process begins to shut down."""
 
     draining = False
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._ready: dict[Callable[..., Any], Callable[..., Any]] = {}
+        self.url_map.strict_slashes = self.url_map.merge_slashes = False  # no route answers with a redirect
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """As Flask's, which finds out anew for every hook and view of every request whether it is async."""
+        ready = self._ready.get(func)
+        if ready is None:
+            ready = self._ready[func] = super().ensure_sync(func)
+        return ready
+
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        """As Flask's, less what it makes of the client's `Host`: no route depends on it, no address is built from it."""
+        if request is None:
+            return super().create_url_adapter(None)
+        environ = request.environ
+        path = environ["PATH_INFO"].encode("latin-1").decode(errors="replace")
+        script, query = environ.get("SCRIPT_NAME", ""), environ.get("QUERY_STRING", "")
+        scheme, method = environ["wsgi.url_scheme"], environ["REQUEST_METHOD"]
+        return MapAdapter(self.url_map, "", script, "", scheme, path, method, query)
 
     def async_to_sync(self, func: Callable[..., Coroutine[Any, Any, T]]) -> Callable[..., T]:
         """Run `func` on this process's loop and wait for it; a drain's cancellation becomes `Draining`."""

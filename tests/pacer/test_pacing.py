@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from service.lifetime import Waits
-from service.pacer.grant import Grant, PoolKey, Refused
+from service.pacer.grant import Ask, Grant, PoolKey, Refused
 from service.pacer.pacing import Pacer
 from service.pacer.shared import forget_slot
 from service.policy.pacing import Pool
@@ -379,12 +379,17 @@ def test_with_every_pool_in_use_more_go_unpaced(host: Host) -> None:
 def test_input_is_estimated_from_bytes_as_they_were_billed(host: Host) -> None:
     async def scene() -> None:
         pacer = host.worker()
-        assert pacer.estimate_input(KEY, 4000, 1) == 2600
-        for _ in range(50):
-            grant = await pacer.acquire(KEY, ask(text_bytes=4000))
+        first = await pacer.acquire(KEY, Ask("a", 60, 4000, 1))
+        assert first.estimate == 2600
+        first.close(sent=False)
+        for number in range(50):
+            grant = await pacer.acquire(KEY, Ask("a", 60, 4000))
             grant.answered([])
-            grant.used(input_tokens=2000)
-            grant.close()
-        assert pacer.estimate_input(KEY, 4000) > 1800
+            if number % 2:  # both ways are the same
+                grant.used(input_tokens=2000)
+                grant.close()
+            else:
+                grant.close(input_tokens=2000)
+        assert grant.estimate > 1800
 
     host.run(scene())
