@@ -93,6 +93,11 @@ class Call:
         if self._lasted is None and self.began is not None:
             self._lasted = self.elapsed()
 
+    def stop_listening(self) -> None:
+        """What the answer has said by now is all that it said: asked for several times, it is put together once."""
+        said = self.answered()
+        self.answered = lambda: said
+
     @property
     def lasted(self) -> float | None:
         """Seconds the call took, or has taken; None if it was never begun."""
@@ -179,6 +184,7 @@ class Exchange:
         call.ended, call.outcome = True, outcome
         call.stop_clock()
         safely = self._closing.safely
+        safely(call.stop_listening)
         call.cost = safely(lambda: self._cost(call, outcome))
         for settle in call.on_end:
             safely(partial(settle, call))
