@@ -17,6 +17,7 @@ from observability import catalog
 from observability.export import Drop, SpanQueue
 from observability.sampling import Head
 from observability.scrub import Scrubber
+from observability.spans import Span as LightSpan
 from observability.spans import TracerProvider
 
 Attributes = Mapping[str, AttributeValue | None]
@@ -93,10 +94,14 @@ class Tracing:
         return self._tracer.start_span(name, context, kind=SpanKind.INTERNAL, attributes=_known(attributes))
 
     @staticmethod
-    def end(span: Span, attributes: Attributes, error_type: str | None) -> None:
-        """Set what is known at the end and end the span; `error_type` makes its status ERROR."""
+    def end(span: Span, attributes: Attributes, error_type: str | None, seconds: float | None = None) -> None:
+        """Set what is known at the end and end the span, as of now or `seconds` after its start; `error_type` makes its
+        status ERROR."""
         Tracing.annotate(span, attributes, error_type)
-        span.end()
+        if seconds is not None and isinstance(span, LightSpan):
+            span.end(span.start_time + round(seconds * 1e9))
+        else:
+            span.end()
 
     @staticmethod
     def annotate(span: Span, attributes: Attributes, error_type: str | None) -> None:

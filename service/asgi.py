@@ -36,6 +36,7 @@ class Bridge:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self.app = gateway.app
+        self._idle_timeout = gateway.client.idle_timeout
         self.place = Place()
         """Among which siblings this process stands; its worker says so before the start."""
         self.active: dict[Lifetime, asyncio.Task[Any]] = {}
@@ -62,13 +63,21 @@ class Bridge:
                 lifetime.ending = why
                 task.cancel()
 
+    def end_stuck(self) -> None:
+        """Let go clients that take nothing of their answer for the idle timeout: each holds a connection to its provider."""
+        for lifetime, task in list(self.active.items()):
+            since = lifetime.sending
+            if since is not None and lifetime.ending is None and lifetime.clock() - since > self._idle_timeout:
+                lifetime.ending = Ending.CLIENT_GONE
+                task.cancel()
+
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
         lifetime = Lifetime(time.perf_counter)
         task = asyncio.current_task()
         assert task is not None
         self.active[lifetime] = task
         self.idle.clear()
-        body = _RequestBody(receive, lifetime, task, self._gateway.client.idle_timeout)
+        body = _RequestBody(receive, lifetime, task, self._idle_timeout)
         try:
             await self._serve(scope, body, lifetime, send)
             await body.linger()
@@ -129,10 +138,11 @@ class Bridge:
 async def _send_stream(stream: Stream, lifetime: Lifetime, send: Send) -> None:
     clock = lifetime.clock
     async for chunk in stream:
-        before = clock()
+        lifetime.sending = before = clock()
         try:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         finally:
+            lifetime.sending = None
             if (blocked := clock() - before) > _BLOCKED:
                 lifetime.client.add(blocked)
 

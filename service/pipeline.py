@@ -219,9 +219,7 @@ class Pipeline:
         call, provider = job.call, self.provider
         status, kind = response.status_code, response.headers.get("content-type", "")
         encoding = response.headers.get("content-encoding", "")
-        chunks = Chunks(
-            response.stream, job.exchange.lifetime.upstream, call, self._total_timeout, self._client.idle_timeout
-        )
+        chunks = Chunks(response.stream, job.exchange.lifetime, call, self._total_timeout, self._client.idle_timeout)
         if status < 400 and provider.is_stream(kind, asked=call.streaming):
             stream = provider.stream_reader(call.elapsed, call.first_chunk_event, kind, encoding)
             call.answered = lambda: stream.answered

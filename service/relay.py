@@ -21,7 +21,7 @@ from service.errors import (
     UpstreamFailed,
     is_refusal,
 )
-from service.lifetime import Ending, Waits, absorb_cancellation
+from service.lifetime import Ending, Lifetime, absorb_cancellation
 from service.record import Attempt
 from service.upstream import sse
 from service.upstream.client import Response, Stream
@@ -37,22 +37,26 @@ InBand = Callable[[GatewayError], bytes]
 
 
 class Chunks:
-    """An answer's chunks, with the time waited for them on the books. Raises `AnswerTimeout` over the total timeout."""
+    """An answer's chunks, with the time waited for them on the books.
 
-    def __init__(self, stream: Stream, waits: Waits, call: Call, total_timeout: float, idle_timeout: float) -> None:
+    Raises `AnswerTimeout` over the total timeout. What the client took to read is not the provider's time.
+    """
+
+    def __init__(self, stream: Stream, life: Lifetime, call: Call, total_timeout: float, idle_timeout: float) -> None:
         self._chunks = aiter(stream)
         self._stream = stream
-        self._waits, self._call, self._total_timeout, self._idle = waits, call, total_timeout, idle_timeout
+        self._life, self._call, self._total_timeout, self._idle = life, call, total_timeout, idle_timeout
 
     def __aiter__(self) -> Chunks:
         return self
 
     async def __anext__(self) -> bytes:
-        left = self._total_timeout - self._call.elapsed()
+        clients = self._life.client.seconds - self._call.client_before
+        left = self._total_timeout + clients - self._call.elapsed()
         try:
             if left <= 0:
                 raise TimeoutError
-            with self._waits.waiting():
+            with self._life.upstream.waiting():
                 if left >= self._idle:  # the stream itself raises after the idle timeout
                     return await anext(self._chunks)
                 async with asyncio.timeout(left):

@@ -98,6 +98,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         # The order too: between the fork and its handlers a worker loses every signal.
         while self.alive and not self._stopping and self._order[0] == Order.SERVE:  # type: ignore[has-type]
             await self._beat()
+            bridge.end_stuck()
             if not bridge.active and gc.get_count()[2] > _UNTIDY:
                 # While nobody waits for it: what a burst left behind goes now, not with some later burst.
                 gc.collect()
@@ -126,6 +127,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         order, began = self._order[0], self.loop.time()
         while not self._quick_shutdown and not self._is_done(bridge, self.loop.time() - began):
             await self._beat_until_idle(bridge)
+            bridge.end_stuck()
             if self._order[0] != order:  # reloaded first, stopped now: the grace begins with the stop
                 order, began = self._order[0], self.loop.time()
         bridge.end_all(Ending.DRAIN)

@@ -48,7 +48,8 @@ class Closing:
 
     def _tell(self, record: Record, server: Span | None, inference: Span | None) -> None:
         if inference is not None:
-            self._tracing.end(inference, _inference_attributes(record), record.error_type)
+            # What the client takes to read an answer that is in is not the call's time.
+            self._tracing.end(inference, _inference_attributes(record), record.error_type, record.timings.call)
         if server is not None:
             self._end_request(record, server)
         self._count_call(record)

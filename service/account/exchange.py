@@ -48,6 +48,8 @@ class Call:
         """The model that was asked for; `model` is the one that is asked now."""
         self.span: Span | None = None
         self.began: float | None = None
+        self.client_before = 0.0
+        """Seconds that the request had waited for its client when the call began."""
         self.attempts: list[Attempt] = []
         self.answered: Callable[[], Answered] = Answered
         """Tells what the answer has said so far; set once an answer is being read."""
@@ -158,7 +160,7 @@ class Exchange:
         """The call is about to be sent: its clock starts, and an inference gets its span, a child of the request's."""
         if call.began is not None:
             return
-        call.began = self.lifetime.clock()
+        call.began, call.client_before = self.lifetime.clock(), self.lifetime.client.seconds
         self._closing.books.began(self._started(call))
         if call.operation is not None:
             call.span = self._tracing.start_inference(

@@ -1,4 +1,4 @@
-"""A client that stops sending its body is told so and let go, whether the body is held or passed on; a slow one is not."""
+"""A client that stops sending its body, or taking its answer, is let go; one that is slow at either is served."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import claude
 from tests.support.scene import Scene, scene
-from tests.support.upstream import json_answer
+from tests.support.upstream import Seen, json_answer
 from tests.support.wire import Wire
 
 IDLE = 0.5
@@ -64,3 +64,43 @@ def test_a_body_that_comes_slowly_is_served(stage: Scene, target: str) -> None:
             wire.send(body[start : start + len(body) // 3 + 1])
         assert wire.answer()[0].status == 200
     watch.told("ok", chat=target == HELD)
+
+
+MEGABYTES = b"x" * (24 * 1024 * 1024)
+"""More than all buffers on the way hold."""
+
+
+def pours(connection: socket.socket, _seen: Seen) -> None:
+    """A stream of large events, as fast as it is taken."""
+    connection.sendall(claude.SSE_HEAD + claude.chunk(claude.start() + claude.BLOCK))
+    try:
+        for start in range(0, len(MEGABYTES), 60_000):
+            connection.sendall(claude.chunk(claude.delta(MEGABYTES[start : start + 60_000].decode())))
+        connection.sendall(claude.chunk(claude.last()) + claude.LAST_CHUNK)
+    except OSError:  # the gateway has hung up
+        return
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_takes_nothing_of_its_answer_is_let_go_and_it_was_the_client(stage: Scene, stream: bool) -> None:
+    whole = claude.MESSAGE.replace(b'"usage"', b'"padding": "' + MEGABYTES + b'", "usage"')
+    stage.plays(pours if stream else json_answer(whole))
+    watch, began = stage.watch(), time.perf_counter()
+    with Wire(stage.gateway.port) as wire:
+        wire.ask(claude.ASKED | {"stream": stream})
+        told = watch.told("client_abort", error_type="client_abort", attempt=("200", "aborted" if stream else "ok"))
+        assert IDLE <= time.perf_counter() - began < IDLE + 5  # it is looked for once a second
+    assert told.line["client_wait_s"] > IDLE * 0.9
+    assert stage.gateway.sample("claude_proxy_in_flight_requests", http_route="/v1/messages") == 0
+    stage.plays(json_answer(claude.MESSAGE))
+
+
+def test_what_a_slow_reader_takes_is_not_the_providers_time() -> None:
+    with scene(pours, CLAUDE_PROXY_TOTAL_TIMEOUT="1") as stage:
+        watch = stage.watch()
+        with Wire(stage.gateway.port) as wire:
+            wire.ask(claude.ASKED | {"stream": True})
+            assert wire.head().status == 200
+            time.sleep(1.5)
+            assert b"message_stop" in wire.body()[-200:]
+        assert watch.told("ok").line["client_wait_s"] > 1
