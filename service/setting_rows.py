@@ -115,7 +115,10 @@ TABLE: tuple[Setting, ...] = (
     Setting("CLAUDE_PROXY_QUEUE_SIZE", "queue_size", parse.count(1, 1024), "200", "Calls that may wait for the same limit, over all workers."),
     Setting("CLAUDE_PROXY_CLIENT_LIMITS_FILE", "client_limits", parse.client_limits, "", "JSON file, read again at a reload, with what each client of `CLAUDE_PROXY_CLIENT_KEYS` may do: `{\"NAME\": {\"requests_per_minute\", \"tokens_per_minute\", \"concurrency\", \"budget_usd_per_day\", \"models\": [\"claude-haiku-*\"]}}`."),
     Setting("CLAUDE_PROXY_GRACEFUL_TIMEOUT", "graceful_timeout", parse.count(4, 3600), "30", "Seconds that open streams get to finish after SIGTERM; the last three are for ending the rest in-band."),
-    Setting("CLAUDE_PROXY_KEEPALIVE", "keepalive", parse.count(1, 3600), "75", "Seconds an idle client connection is kept."),
+    Setting(
+        "CLAUDE_PROXY_KEEPALIVE", "keepalive", parse.count(1, 3600), "75",
+        "Seconds an idle client connection is kept, and that a request's head may take.",
+    ),
     Setting("OTEL_SERVICE_NAME", "service_name", parse.text, "claude-proxy", "`service.name` of the spans."),
     Setting("OTEL_EXPORTER_OTLP_ENDPOINT", "otlp_endpoint", parse.url, "", "Base address of an OTLP/HTTP receiver, e.g. `http://127.0.0.1:4318`. Empty: no spans leave. Of the SDK's other variables these work: `OTEL_EXPORTER_OTLP_HEADERS`, `…_TIMEOUT`, `…_COMPRESSION` and `…_CERTIFICATE`, `OTEL_RESOURCE_ATTRIBUTES`, and those in this table."),
     Setting("OTEL_TRACES_SAMPLER", "sampler", parse.choice("parentbased_always_on", "parentbased_traceidratio", "always_on", "traceidratio", "parentbased_always_off", "always_off"), "parentbased_always_on", "Head decision on traces whose caller sent none; the `…ratio` ones take the share in `OTEL_TRACES_SAMPLER_ARG`. What is not taken is still kept when it ends in an error, a 429, a retry or slowly. `always_on` and `traceidratio` follow the caller's decision too, like their `parentbased_` forms. `always_off`: no spans at all."),

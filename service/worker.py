@@ -35,6 +35,18 @@ class Order(IntEnum):
     STOP = 2
 
 
+class _Protocol(ASGIProtocol):  # type: ignore[misc]
+    """gunicorn's, but the first request's head must come within the keep-alive too, as it has it for every later one: a
+    connection that says nothing, or drips, would hold its descriptor for ever."""
+
+    # It keeps the parser that it finds on the class it is called for, and looks for it on gunicorn's.
+    _check_h1c_protocol_available = ASGIProtocol._check_h1c_protocol_available
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._arm_keepalive_timer()
+
+
 class Worker(ASGIWorker):  # type: ignore[misc]
     """gunicorn's ASGI worker with a drain that starts at once and ends inside the grace.
 
@@ -93,7 +105,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         self.lifespan = LifespanManager(self.asgi, self.log, self.state)
         await self.lifespan.startup()
         for sock in self.sockets:
-            server = await self.loop.create_server(lambda: ASGIProtocol(self), sock=sock.sock, backlog=self.cfg.backlog)
+            server = await self.loop.create_server(lambda: _Protocol(self), sock=sock.sock, backlog=self.cfg.backlog)
             self.servers.append(server)
         # The order too: between the fork and its handlers a worker loses every signal.
         while self.alive and not self._stopping and self._order[0] == Order.SERVE:  # type: ignore[has-type]
