@@ -140,14 +140,40 @@ def test_another_content_type_on_a_route_of_ours_is_a_415(stage: Scene, kind: st
         ("DELETE", "/generate", "POST"),
         ("POST", "/v1/models", "GET"),
         ("PUT", "/v1/files", "POST"),
+        ("POST", "/healthz", "GET"),
+        ("POST", "/metrics", "GET"),
     ],
 )
 def test_a_wrong_method_is_a_405_that_names_the_right_one(stage: Scene, method: str, target: str, allowed: str) -> None:
+    watch = stage.watch()
     with Wire(stage.gateway.port) as wire:
         wire.request(method, target, b"", AUTH)
         sent = wire.answer()
     assert allowed in assert_refused(stage, sent, 405, "invalid_request_error", "method")
     assert allowed in (sent[0].get("allow") or "")
+    told = watch.told(
+        "client_invalid",
+        error_type="client_invalid",
+        status=405,
+        attempt=None,
+        rejected="invalid_request_error",
+        chat=False,
+    )
+    assert told.line["trace_id"] == sent[0].get("x-trace-id")
+    assert int(told.line["trace_id"], 16)
+
+
+@pytest.mark.parametrize("target", ["/healthz", "/healthz/", "//healthz", "/readyz/"])
+def test_what_operators_ask_makes_neither_span_nor_line(stage: Scene, target: str) -> None:
+    before = len(stage.gateway.requests())
+    with Wire(stage.gateway.port) as wire:
+        wire.request("GET", target)
+        assert wire.answer()[0].status == 200
+        wire.request("GET", "/v1/nothing", b"", AUTH)  # told after it, and in order
+        trace_id = wire.answer()[0].get("x-trace-id")
+    stage.sink.wait(lambda span: span.trace_id == trace_id)
+    assert not [span for span in stage.sink.spans if "healthz" in span.name or "readyz" in span.name]
+    assert len(stage.gateway.wait_requests(before + 1)) == before + 1
 
 
 @pytest.mark.parametrize(
