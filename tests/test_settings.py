@@ -103,6 +103,11 @@ def test_the_base_url_takes_no_user_and_no_password() -> None:
     )
 
 
+def test_the_sdk_cannot_be_disabled_as_every_trace_id_would_then_be_zero() -> None:
+    assert "OTEL_TRACES_SAMPLER=always_off" in _refused(OTEL_SDK_DISABLED="True")
+    assert settings.load(KEY | {"OTEL_SDK_DISABLED": "false"}).sampler == "parentbased_always_on"
+
+
 def test_an_unknown_variable_of_ours_stops_and_a_near_miss_gets_a_hint() -> None:
     assert _refused(CLAUDE_PROXY_WORKER="2") == (
         "CLAUDE_PROXY_WORKER is not a setting. Did you mean CLAUDE_PROXY_WORKERS?"
