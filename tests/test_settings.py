@@ -59,6 +59,11 @@ def test_an_empty_variable_is_the_same_as_none() -> None:
         ("CLAUDE_PROXY_ANTHROPIC_BASE_URL", "http://x?a=1", "an http:// or https:// address without query"),
         ("CLAUDE_PROXY_ANTHROPIC_BASE_URL", "http://[::1", "an http:// or https:// address without query"),
         ("CLAUDE_PROXY_ANTHROPIC_BASE_URL", "http://x:99999", "an http:// or https:// address without query"),
+        (
+            "CLAUDE_PROXY_OPENAI_BASE_URL",
+            "https://openai.test/v1/",
+            "an http:// or https:// address without the version: requests bring their own",
+        ),
         ("SSL_CERT_FILE", "/nowhere/ca.pem", "a readable file of CA certificates in PEM (No such file or directory)"),
         ("CLAUDE_PROXY_CREDENTIALS", "forward", "one of inject, pass"),
         ("CLAUDE_PROXY_BATCH_CONCURRENCY", "0", "a whole number from 1 to 1000"),
