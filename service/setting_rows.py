@@ -99,7 +99,7 @@ TABLE: tuple[Setting, ...] = (
     Setting("CLAUDE_PROXY_BATCH_MAX_PROMPTS", "batch_max_prompts", parse.count(1, 100_000), "1000", "Longest list of prompts that `/batch_generate` takes."),
     Setting("CLAUDE_PROXY_CONNECT_TIMEOUT", "connect_timeout", parse.seconds, "5", "Seconds to get a connection to the provider."),
     Setting("CLAUDE_PROXY_FIRST_BYTE_TIMEOUT", "first_byte_timeout", parse.seconds, "600", "Seconds until the provider's answer begins."),
-    Setting("CLAUDE_PROXY_IDLE_TIMEOUT", "idle_timeout", parse.seconds, "300", "Seconds of silence inside an answer, or inside a request's body, until it counts as stalled."),
+    Setting("CLAUDE_PROXY_IDLE_TIMEOUT", "idle_timeout", parse.seconds, "300", "Seconds of silence inside an answer, or inside a request's body, until it counts as stalled; a client that takes nothing of its answer for so long is cut off."),
     Setting("CLAUDE_PROXY_TOTAL_TIMEOUT", "total_timeout", parse.seconds, "3600", "Seconds a provider call may take in all; the client's `x-stainless-timeout` shortens the first byte's wait."),
     Setting("CLAUDE_PROXY_MAX_RETRIES", "max_retries", parse.count(0, 10), "2", "Retries of a call before its first byte has gone to the client. 0: clients retry by themselves."),
     Setting("CLAUDE_PROXY_RETRY_BUDGET", "retry_budget", parse.ratio, "0.2", "Retries as a share of the last minute's calls, over all workers, at most (ten are always allowed): so that retries cannot become the storm."),
