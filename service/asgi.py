@@ -28,6 +28,8 @@ _BLOCKED = 0.0005
 """Seconds after which a send counts as waiting for the client; a shorter one is our own CPU."""
 _LINGER = 2.0
 """Seconds that an unread body is discarded after an early answer: closing at once would reset the answer away."""
+_LAST_LINGER = 0.5
+"""The same while the process goes: less than its worker waits for requests that it has ended."""
 
 
 class Bridge:
@@ -180,7 +182,7 @@ class _RequestBody:
     async def linger(self) -> None:
         """Discard what the client still sends after an early answer, so that it gets to read that answer."""
         try:
-            async with asyncio.timeout(_LINGER):
+            async with asyncio.timeout(_LINGER if self._lifetime.ending is None else _LAST_LINGER):
                 while not self._complete:
                     message = await self._receive()
                     self._complete = message["type"] == "http.disconnect" or not message.get("more_body", False)
