@@ -28,6 +28,8 @@ _BLOCKED = 0.0005
 """Seconds after which a send counts as waiting for the client; a shorter one is our own CPU."""
 _LINGER = 2.0
 """Seconds that an unread body is discarded after an early answer: closing at once would reset the answer away."""
+_LAST_LINGER = 0.5
+"""The same while the process goes: less than its worker waits for requests that it has ended."""
 
 
 class Bridge:
@@ -36,7 +38,6 @@ class Bridge:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self.app = gateway.app
-        self._idle_timeout = gateway.client.idle_timeout
         self.place = Place()
         """Among which siblings this process stands; its worker says so before the start."""
         self.active: dict[Lifetime, asyncio.Task[Any]] = {}
@@ -63,21 +64,13 @@ class Bridge:
                 lifetime.ending = why
                 task.cancel()
 
-    def end_stuck(self) -> None:
-        """Let go clients that take nothing of their answer for the idle timeout: each holds a connection to its provider."""
-        for lifetime, task in list(self.active.items()):
-            since = lifetime.sending
-            if since is not None and lifetime.ending is None and lifetime.clock() - since > self._idle_timeout:
-                lifetime.ending = Ending.CLIENT_GONE
-                task.cancel()
-
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
         lifetime = Lifetime(time.perf_counter)
         task = asyncio.current_task()
         assert task is not None
         self.active[lifetime] = task
         self.idle.clear()
-        body = _RequestBody(receive, lifetime, task, self._idle_timeout)
+        body = _RequestBody(receive, lifetime, task, self._gateway.client.idle_timeout)
         try:
             await self._serve(scope, body, lifetime, send)
             await body.linger()
@@ -138,11 +131,10 @@ class Bridge:
 async def _send_stream(stream: Stream, lifetime: Lifetime, send: Send) -> None:
     clock = lifetime.clock
     async for chunk in stream:
-        lifetime.sending = before = clock()
+        before = clock()
         try:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         finally:
-            lifetime.sending = None
             if (blocked := clock() - before) > _BLOCKED:
                 lifetime.client.add(blocked)
 
@@ -192,7 +184,7 @@ class _RequestBody:
         if self._complete:
             return
         try:
-            async with asyncio.timeout(_LINGER):
+            async with asyncio.timeout(_LINGER if self._lifetime.ending is None else _LAST_LINGER):
                 while not self._complete:
                     message = await self._receive()
                     self._complete = message["type"] == "http.disconnect" or not message.get("more_body", False)

@@ -74,8 +74,6 @@ class Lifetime:
         self.started_ns = time.time_ns()
         """The same moment on the wall clock, for the SERVER span."""
         self.ending: Ending | None = None
-        self.sending: float | None = None
-        """Since when a piece of the answer has been on its way into the client's socket; None: none is."""
         self.waited = Waits(clock)
         """Waiting for anybody: what is left of the request's time is our own."""
         self.client = Waits(clock, self.waited)

@@ -140,9 +140,12 @@ def url(text: str) -> str:
 
 
 def base_url(text: str) -> str:
-    """The same without user and password: it is shown and logged, and the credential is a setting of its own."""
+    """The same without user and password: it is shown and logged, and the credential is a setting of its own. Without the
+    version too, which clients send."""
     if "@" in urlsplit(url(text)).netloc:
         raise ValueError("an http:// or https:// address without user or password")
+    if re.search("/v[0-9]+(beta)?$", url(text)):
+        raise ValueError("an http:// or https:// address without the version: requests bring their own")
     return url(text)
 
 

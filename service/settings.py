@@ -55,6 +55,11 @@ def load(environ: Mapping[str, str] | None = None, providers: Sequence[Provider]
     env = os.environ if environ is None else environ
     rows = table(providers)
     _refuse_unknown(env, rows)
+    if env.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        raise SettingsError(
+            "OTEL_SDK_DISABLED=true would leave requests without a trace id, also in log lines, errors and the ledger: for "
+            "no spans set OTEL_TRACES_SAMPLER=always_off instead."
+        )
     aliases = {provider.key_names[0]: provider.key_names[1:] for provider in providers}
     own = {(row.provider, row.attribute): setting_rows.value(row, env, aliases.get(row.name, ())) for row in rows}
     values: dict[str, Any] = {attribute: value for (provider, attribute), value in own.items() if not provider}

@@ -7,7 +7,11 @@ import gc
 import mmap
 import os
 import resource
+from array import array
+from contextlib import suppress
 from enum import IntEnum
+from fcntl import ioctl
+from termios import TIOCOUTQ
 from typing import Any
 
 from gunicorn.asgi.lifespan import LifespanManager
@@ -33,6 +37,58 @@ class Order(IntEnum):
     SERVE = 0
     SUPERSEDED = 1
     STOP = 2
+
+
+class _Protocol(ASGIProtocol):  # type: ignore[misc]
+    """gunicorn's, but no client holds a connection, and what hangs on it, without giving or taking anything.
+
+    The first request's head must come within the keep-alive too, as it has it for every later one. A client that takes
+    nothing of its answer for the idle timeout is as good as gone: its connection is cut, and that ends its call.
+    """
+
+    # It keeps the parser that it finds on the class it is called for, and looks for it on gunicorn's.
+    _check_h1c_protocol_available = ASGIProtocol._check_h1c_protocol_available
+
+    _stuck: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._arm_keepalive_timer()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._look_again(self._untaken())
+
+    def resume_writing(self) -> None:
+        self._forget()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        super().connection_lost(exc)
+
+    def _look_again(self, untaken: int) -> None:
+        patience: float = self.worker.app.settings.idle_timeout
+        self._stuck = self.worker.loop.call_later(patience, self._look, untaken)
+
+    def _look(self, before: int) -> None:
+        untaken = self._untaken()
+        if untaken == before:
+            self.transport.abort()
+        else:
+            self._look_again(untaken)
+
+    def _untaken(self) -> int:
+        """Bytes on their way to the client, in the system's buffer too: it may be long before that has room again."""
+        queued = array("i", [0])
+        with suppress(OSError):
+            ioctl(self.transport.get_extra_info("socket").fileno(), TIOCOUTQ, queued)
+        return int(self.transport.get_write_buffer_size()) + queued[0]
+
+    def _forget(self) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
 
 
 class Worker(ASGIWorker):  # type: ignore[misc]
@@ -93,12 +149,11 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         self.lifespan = LifespanManager(self.asgi, self.log, self.state)
         await self.lifespan.startup()
         for sock in self.sockets:
-            server = await self.loop.create_server(lambda: ASGIProtocol(self), sock=sock.sock, backlog=self.cfg.backlog)
+            server = await self.loop.create_server(lambda: _Protocol(self), sock=sock.sock, backlog=self.cfg.backlog)
             self.servers.append(server)
         # The order too: between the fork and its handlers a worker loses every signal.
         while self.alive and not self._stopping and self._order[0] == Order.SERVE:  # type: ignore[has-type]
             await self._beat()
-            bridge.end_stuck()
             if not bridge.active and gc.get_count()[2] > _UNTIDY:
                 # While nobody waits for it: what a burst left behind goes now, not with some later burst.
                 gc.collect()
@@ -127,7 +182,6 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         order, began = self._order[0], self.loop.time()
         while not self._quick_shutdown and not self._is_done(bridge, self.loop.time() - began):
             await self._beat_until_idle(bridge)
-            bridge.end_stuck()
             if self._order[0] != order:  # reloaded first, stopped now: the grace begins with the stop
                 order, began = self._order[0], self.loop.time()
         bridge.end_all(Ending.DRAIN)

@@ -59,6 +59,11 @@ def test_an_empty_variable_is_the_same_as_none() -> None:
         ("CLAUDE_PROXY_ANTHROPIC_BASE_URL", "http://x?a=1", "an http:// or https:// address without query"),
         ("CLAUDE_PROXY_ANTHROPIC_BASE_URL", "http://[::1", "an http:// or https:// address without query"),
         ("CLAUDE_PROXY_ANTHROPIC_BASE_URL", "http://x:99999", "an http:// or https:// address without query"),
+        (
+            "CLAUDE_PROXY_OPENAI_BASE_URL",
+            "https://openai.test/v1/",
+            "an http:// or https:// address without the version: requests bring their own",
+        ),
         ("SSL_CERT_FILE", "/nowhere/ca.pem", "a readable file of CA certificates in PEM (No such file or directory)"),
         ("CLAUDE_PROXY_CREDENTIALS", "forward", "one of inject, pass"),
         ("CLAUDE_PROXY_BATCH_CONCURRENCY", "0", "a whole number from 1 to 1000"),
@@ -101,6 +106,11 @@ def test_the_base_url_takes_no_user_and_no_password() -> None:
     assert _refused(CLAUDE_PROXY_ANTHROPIC_BASE_URL="http://user:hunter2@claude.test") == (
         "CLAUDE_PROXY_ANTHROPIC_BASE_URL is not valid: expected an http:// or https:// address without user or password."
     )
+
+
+def test_the_sdk_cannot_be_disabled_as_every_trace_id_would_then_be_zero() -> None:
+    assert "OTEL_TRACES_SAMPLER=always_off" in _refused(OTEL_SDK_DISABLED="True")
+    assert settings.load(KEY | {"OTEL_SDK_DISABLED": "false"}).sampler == "parentbased_always_on"
 
 
 def test_an_unknown_variable_of_ours_stops_and_a_near_miss_gets_a_hint() -> None:

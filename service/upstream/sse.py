@@ -57,22 +57,32 @@ class Parser:
 
     def __init__(self, bound: int = 8 * 1024 * 1024) -> None:
         self._bound = bound
-        self._rest = b""
+        self._held = bytearray()
+        self._tail = b""
+        """The last bytes of the unfinished event, not in `_held`: its end may have begun in them."""
         self._skipping = False
         self.overflowed = False
 
     def feed(self, chunk: bytes) -> list[Event]:
         """Every event that `chunk` completes; comments and empty events are left out."""
-        data = self._rest + chunk if self._rest else chunk
+        # An end is in what is new or begins right before it. To look at all that is held with every chunk would take
+        # seconds of the event loop for an event of some megabytes.
+        data = self._tail + chunk if self._tail else chunk
         parts = data.split(b"\n\n") if b"\r" not in data else _END.split(data)
-        self._rest = parts.pop()
-        if self._skipping and parts:
-            del parts[0]
+        rest = parts.pop()
+        if parts:
+            if self._skipping:
+                del parts[0]
+            elif self._held:
+                parts[0] = bytes(self._held) + parts[0]
+                self._held = bytearray()
             self._skipping = False
-        if len(self._rest) > self._bound:
+        self._tail = rest[-3:]
+        if not self._skipping:
+            self._held += rest[:-3]
+        if len(self._held) > self._bound:
             self._skipping = self.overflowed = True
-        if self._skipping:
-            self._rest = self._rest[-3:]  # the event's end may have begun
+            self._held = bytearray()
         return [event for part in parts if (event := _parse(part)) is not None]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import re
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from typing import cast
@@ -35,6 +36,9 @@ from service.errors import (
 
 _SLICE = 256 * 1024
 """Bytes of a request body handed to the socket at a time, so that a 32 MB prompt does not hold the loop."""
+
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+"""What no header's value may hold; aiohttp lets most of it through, our own server does not."""
 
 _NOT_OURS_TO_ADD = (hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE)
 
@@ -121,6 +125,9 @@ class Transport(httpx.AsyncBaseTransport):
         except (aiohttp.ClientError, OSError) as error:
             failure = _failure(error, timeouts)
             raise failure from (None if failure is error.__cause__ else error)
+        if response.status < 200 or _CONTROL.search(b"".join([value for _name, value in response.raw_headers])):
+            response.close()
+            raise InvalidAnswer("the provider's answer is not HTTP")
         if response.connection is not None and response.connection.protocol is not None:
             response.connection.protocol.read_timeout = timeouts.idle
             response.connection.protocol.start_timeout()  # else it would run from the next bytes on only

@@ -76,13 +76,15 @@ class View:
                 self._asker.chosen(task, path)
         exchange.kind = Kind.FAN_OUT
         rounds = _Round(exchange, channel, asked.timeout, [])
-        answers = await self._all(rounds, tasks)
-        body: dict[str, Any] = {"tasks": {name: _shown(answer, exchange) for name, answer in answers.items()}}
-        if asked.combine is not None:
-            body["combined"] = _shown(await self._combined(rounds, asked.combine, answers), exchange)
+        try:
+            answers = await self._all(rounds, tasks)
+            body: dict[str, Any] = {"tasks": {name: _shown(answer, exchange) for name, answer in answers.items()}}
+            if asked.combine is not None:
+                body["combined"] = _shown(await self._combined(rounds, asked.combine, answers), exchange)
+        finally:
+            if len({call.provider for call in rounds.calls}) > 1:
+                exchange.provider = None  # also when the client leaves before the end
         judge(exchange)
-        if len({call.provider for call in rounds.calls}) > 1:
-            exchange.provider = None
         usages = [usage for call in rounds.calls if (usage := call.says().usage) is not None]
         body |= {"usage": tokens(_sum(usages)), "cost": money([call.cost for call in rounds.calls])}
         return reply.own_json(body | {"request_id": exchange.request_id, "trace_id": exchange.trace_id})

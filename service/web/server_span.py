@@ -45,9 +45,9 @@ def install(app: LoopFlask, provider: TracerProvider) -> None:
 
     def begin() -> None:
         environ, rule = request.environ, request.url_rule
-        if environ["PATH_INFO"] in ops.RULES:
-            return
         route = None if rule is None else rule.rule
+        if route in ops.RULES:  # by what was found, as the exchange is opened: a path is written in many ways
+            return
         parent = _parent(environ)
         started = Channel.of(environ).lifetime.started_ns
         name = _name(environ["REQUEST_METHOD"], route)

@@ -216,3 +216,22 @@ def test_a_refusal_is_an_outcome_of_its_own_and_no_failure(stage: Scene) -> None
     watch = stage.watch()
     assert stage.ask(stream=False).status == 200
     watch.told("refused")
+
+
+HEADERS_NOBODY_MAY_GET = {
+    "control character": ("200 OK", "x-odd: a\x01b"),
+    "delete": ("200 OK", "x-odd: a\x7fb"),
+    "switching protocols": ("101 Switching Protocols", "upgrade: x"),
+    "no such status": ("099 Low", "x-odd: a"),
+}
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
+@pytest.mark.parametrize("what", HEADERS_NOBODY_MAY_GET)
+def test_an_answer_whose_head_cannot_be_handed_on_is_the_providers_fault(stage: Scene, what: str, stream: bool) -> None:
+    status, header = HEADERS_NOBODY_MAY_GET[what]
+    stage.plays(lambda connection, seen: connection.sendall(answer(status, claude.MESSAGE, JSON, header)))
+    watch = stage.watch()
+    got = stage.ask(stream=stream)
+    assert (got.status, got.json()["error"]["message"]) == (502, "the provider's answer is not HTTP")
+    watch.told("upstream_error", error_type="invalid_response", status=502, attempt=("", "http_error"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterator
 
@@ -140,14 +141,40 @@ def test_another_content_type_on_a_route_of_ours_is_a_415(stage: Scene, kind: st
         ("DELETE", "/generate", "POST"),
         ("POST", "/v1/models", "GET"),
         ("PUT", "/v1/files", "POST"),
+        ("POST", "/healthz", "GET"),
+        ("POST", "/metrics", "GET"),
     ],
 )
 def test_a_wrong_method_is_a_405_that_names_the_right_one(stage: Scene, method: str, target: str, allowed: str) -> None:
+    watch = stage.watch()
     with Wire(stage.gateway.port) as wire:
         wire.request(method, target, b"", AUTH)
         sent = wire.answer()
     assert allowed in assert_refused(stage, sent, 405, "invalid_request_error", "method")
     assert allowed in (sent[0].get("allow") or "")
+    told = watch.told(
+        "client_invalid",
+        error_type="client_invalid",
+        status=405,
+        attempt=None,
+        rejected="invalid_request_error",
+        chat=False,
+    )
+    assert told.line["trace_id"] == sent[0].get("x-trace-id")
+    assert int(told.line["trace_id"], 16)
+
+
+@pytest.mark.parametrize("target", ["/healthz", "/healthz/", "//healthz", "/readyz/"])
+def test_what_operators_ask_makes_neither_span_nor_line(stage: Scene, target: str) -> None:
+    before = len(stage.gateway.requests())
+    with Wire(stage.gateway.port) as wire:
+        wire.request("GET", target)
+        assert wire.answer()[0].status == 200
+        wire.request("GET", "/v1/nothing", b"", AUTH)  # told after it, and in order
+        trace_id = wire.answer()[0].get("x-trace-id")
+    stage.sink.wait(lambda span: span.trace_id == trace_id)
+    assert not [span for span in stage.sink.spans if "healthz" in span.name or "readyz" in span.name]
+    assert len(stage.gateway.wait_requests(before + 1)) == before + 1
 
 
 @pytest.mark.parametrize(
@@ -241,15 +268,27 @@ MANGLED = {
 }
 
 
+def parses_in_c() -> bool:
+    """Whether gunicorn's C parser is there; on a machine without a compiler its Python one refuses some things otherwise."""
+    try:
+        importlib.import_module("gunicorn_h1c")
+    except ImportError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("case", MANGLED)
 def test_bytes_that_are_no_clean_http_are_refused_and_the_connection_closed(stage: Scene, case: str) -> None:
     with Wire(stage.gateway.port) as wire:
         wire.send(MANGLED[case].replace(b"Host: localhost", f"Host: localhost\r\n{AUTH}".encode()))
-        head, body = wire.answer()
-        assert 400 <= head.status < 500
-        assert SECRET.encode() not in body
-        assert KEY.encode() not in body
-        assert wire.ended()
+        if case == "length_of_5000_digits" and not parses_in_c():
+            assert wire.ended()  # without a word
+        else:
+            head, body = wire.answer()
+            assert 400 <= head.status < 500
+            assert SECRET.encode() not in body
+            assert KEY.encode() not in body
+            assert wire.ended()
     assert stage.upstream.seen == []
     assert not [line for line in stage.gateway.lines if KEY in line]
 
@@ -258,7 +297,12 @@ def test_a_header_folded_over_two_lines_is_a_400_and_does_not_go_up(stage: Scene
     head = f"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\n{AUTH}\r\nX-A: b\r\n {SECRET}: c\r\nContent-Length: {len(but())}"
     with Wire(stage.gateway.port) as wire:
         wire.send(head.encode() + b"\r\n\r\n" + but())
-        assert_refused(stage, wire.answer(), 400, "invalid_request_error", "headers")
+        if parses_in_c():
+            assert_refused(stage, wire.answer(), 400, "invalid_request_error", "headers")
+        else:
+            assert wire.answer()[0].status == 400
+    assert stage.upstream.seen == []
+    assert not [line for line in stage.gateway.lines if SECRET in line]
 
 
 def test_line_breaks_in_what_we_send_back_cannot_make_a_header(stage: Scene) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support import claude
 from tests.support.scene import Scene, scene
-from tests.support.upstream import RawUpstream, Seen, answer
+from tests.support.upstream import RawUpstream, Seen, Upstream, answer
 from tests.support.wire import Wire
 
 AT_ONCE = 0.5
@@ -107,6 +107,21 @@ def test_a_client_that_leaves_a_batch_of_prompts_ends_every_call_upstream_at_onc
     calls = [line for line in stage.gateway.log()[lines:] if line["event"] == "call"]
     assert [call["outcome"] for call in calls] == ["client_abort"] * 3
     assert {call["request_id"] for call in calls} == {request["request_id"]}
+
+
+def test_a_client_that_leaves_an_aggregate_of_several_providers_is_counted_to_none_of_them() -> None:
+    script = Waiting()
+    with Upstream(script) as upstream:
+        keys = {"GEMINI_API_KEY": "AIza-x", "CLAUDE_PROXY_GEMINI_BASE_URL": upstream.url}
+        with scene(upstream, **keys) as stage, Wire(stage.gateway.port) as wire:
+            tasks = {"a": {"prompt": "x"}, "b": {"prompt": "x", "provider": "gemini"}}
+            wire.ask({"tasks": tasks}, target="/aggregate")
+            for _ in tasks:
+                script.reached.get(timeout=10)
+            wire.close()
+            (line,) = stage.gateway.wait_requests(1)
+    assert line["outcome"] == "client_abort"
+    assert "provider" not in line
 
 
 def test_a_client_that_leaves_during_its_upload_is_an_abort_and_nothing_goes_upstream(stage: Scene) -> None:

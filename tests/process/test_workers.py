@@ -143,6 +143,17 @@ def test_a_plain_request_longer_than_the_grace_gets_a_503_that_may_be_retried() 
         assert (line["outcome"], line["status"]) == ("draining", 503)
 
 
+def test_an_upload_longer_than_the_grace_gets_a_503_and_all_requests_end_in_time() -> None:
+    with scene(Held(), CLAUDE_PROXY_GRACEFUL_TIMEOUT="4") as stage, Wire(stage.gateway.port) as wire:
+        wire.send(b'POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{"model')
+        poll(lambda: stage.gateway.sample("claude_proxy_in_flight_requests", http_route="/v1/messages"), what="begun")
+        signalled(stage, signal.SIGTERM)
+        assert wire.answer()[0].status == 503
+        assert stage.gateway.wait() == 0
+    assert [line["outcome"] for line in stage.gateway.requests()] == ["draining"]
+    assert not [line for line in stage.gateway.lines if "did not end in time" in line]
+
+
 def test_sigint_ends_streams_in_band_now_and_flushes() -> None:
     with scene(Held()) as stage, open_streams(stage, 1) as (wire,):
         began = signalled(stage, signal.SIGINT)

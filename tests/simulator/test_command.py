@@ -57,6 +57,8 @@ def test_a_bad_schedule_or_a_taken_port_is_said_and_ends_with_2(
     schedule.write_text('[{"scenario": "fault=what"}]')
     assert command.run(parsed("--schedule", str(schedule))) == 2
     assert "fault" in capsys.readouterr().err
+    assert command.run(parsed("--port", "99999")) == 2
+    assert "port must be 0-65535" in capsys.readouterr().err
 
 
 def parsed(*options: str) -> argparse.Namespace:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import ClassVar
 
 import pytest
 
@@ -110,6 +111,25 @@ def test_an_event_over_the_parsers_bound_is_skipped_and_the_next_one_is_read() -
     wire = b"event: big\ndata: " + b"x" * 50 + b"\ndata: {}\r\n\r\ndata: 2\n\n"
     assert [event for byte in wire for event in parser.feed(bytes([byte]))] == [Event(b"", b"2")]
     assert parser.overflowed
+
+
+class _Chunk(bytes):
+    """Tells what it is appended to."""
+
+    before: ClassVar[list[int]] = []
+
+    def __radd__(self, other: bytes) -> bytes:
+        self.before.append(len(other))
+        return other + bytes(self)
+
+
+def test_what_is_held_of_an_event_is_not_looked_at_again_with_every_chunk() -> None:
+    parser = Parser()
+    wire = b"data: " + b"x" * 100_000 + b"\r\n\r\n"
+    chunks = [_Chunk(wire[at : at + 1_001]) for at in range(0, len(wire), 1_001)]
+    assert [event for chunk in chunks for event in parser.feed(chunk)] == [Event(b"", wire[6:-4])]
+    assert len(_Chunk.before) > 90
+    assert max(_Chunk.before) <= 3
 
 
 @pytest.mark.parametrize(
