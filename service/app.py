@@ -99,7 +99,7 @@ def create_gateway(
         {name: _client(settings, upstream, telemetry) for name, upstream in settings.upstreams.items()},
         settings.idle_timeout,
     )
-    keeping = Bookkeeping(telemetry, settings.ledger, settings.ledger_keep_days, settings.prices_file)
+    keeping = Bookkeeping(telemetry, settings.ledger, settings.ledger_keep_days, settings.own_prices)
     host, pauses = host or Host(shared_state(1)), Pauses(telemetry)
     counted = ClientLimits(host.state, host.slot, fail_open=pauses.failed_open)
     allowances = Allowances(counted, _allowances(settings, telemetry))

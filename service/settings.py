@@ -13,6 +13,7 @@ from typing import Any
 
 from service import parse, setting_rows
 from service.account import prices_override
+from service.account.prices_list import Listed
 from service.errors import SettingsError
 from service.parse import ClientKey as ClientKey
 from service.parse import is_loopback as is_loopback
@@ -61,8 +62,8 @@ def load(environ: Mapping[str, str] | None = None, providers: Sequence[Provider]
     values["upstreams"] = {each.name: _upstream(each.name, own, values["proxy"], env) for each in providers}
     values["ledger"] = _ledger(values["ledger"], env)
     values["credentials"] = _credentials(values, providers)
+    values["own_prices"] = _own_prices(values["prices_file"])
     settings = Settings(**values)
-    _check_prices(settings.prices_file)
     _check_fallbacks(settings.fallbacks, providers)
     if strangers := settings.client_limits.keys() - {client.name for client in settings.client_keys}:
         raise SettingsError(
@@ -189,11 +190,10 @@ def _credentials(values: Mapping[str, Any], providers: Sequence[Provider]) -> st
     return chosen or "inject"
 
 
-def _check_prices(file: Path | None) -> None:
-    """Now: a worker that finds it wrong would take the whole gateway down, at a reload too."""
+def _own_prices(file: Path | None) -> Mapping[tuple[str, str], Listed]:
+    """Read here, once: a worker that found it wrong, or gone, would take the whole gateway down."""
     try:
-        if file is not None:
-            prices_override.load(file)
+        return {} if file is None else prices_override.load(file)
     except prices_override.BadPrices as error:
         raise SettingsError(f"CLAUDE_PROXY_PRICES_FILE: {error}") from None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from service.account.batches import BatchBooks, Counting
 from service.account.books import Books
 from service.account.journal import Journal
 from service.account.prices import Prices
-from service.account.prices_override import BadPrices
+from service.account.prices_list import Listed
 from service.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -24,18 +24,15 @@ _SIGNAL = "ledger"
 
 
 class Bookkeeping:
-    """Make it in the worker, after the fork. `directory` None: calls are priced and not written down.
+    """Make it in the worker, after the fork. `directory` None: calls are priced and not written down. `own_prices` are the
+    owner's."""
 
-    Raises `SettingsError` for a price file that is wrong.
-    """
-
-    def __init__(self, telemetry: Telemetry, directory: Path | None, keep_days: int, prices: Path | None) -> None:
+    def __init__(
+        self, telemetry: Telemetry, directory: Path | None, keep_days: int, own_prices: Mapping[tuple[str, str], Listed]
+    ) -> None:
         self._metrics, self._log = telemetry.metrics, telemetry.log
         self._keep_days = keep_days
-        try:
-            self.prices = Prices(prices)
-        except BadPrices as error:
-            raise SettingsError(f"CLAUDE_PROXY_PRICES_FILE: {error}") from None
+        self.prices = Prices(own_prices)
         self.journal = None if directory is None else Journal(directory, self._dropped)
         self.books = Books(self.prices, self.journal)
         self.batches = None if self.journal is None else BatchBooks(self.prices, self.journal, self._dropped)
