@@ -67,6 +67,15 @@ class Allowances:
 
         return tell
 
+    def restored_on(self, loop: AbstractEventLoop) -> Callable[[Mapping[str, int]], None] | None:
+        """To be told, by another thread, what clients have spent today by the ledger; None if nobody's is limited."""
+
+        def tell(spends: Mapping[str, int]) -> None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self.restore, spends)
+
+        return tell if self.have_budgets else None
+
     def may_ask(self, client: str | None, model: str) -> bool:
         """Whether a model may stand in for one that the client asked for."""
         allowed = self._allowances.get(client or "")

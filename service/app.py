@@ -73,7 +73,9 @@ class Gateway:
     async def start(self, place: Place) -> None:
         """Find the place among the workers of this host, and watch the loop."""
         await self.exposition.start(place)
-        await asyncio.to_thread(self.keeping.start, self.allowances.spent_on(asyncio.get_running_loop()))
+        loop = asyncio.get_running_loop()
+        spent, restored = self.allowances.spent_on(loop), self.allowances.restored_on(loop)
+        await asyncio.to_thread(self.keeping.start, spent, restored)
         if self.allowances.have_budgets:
             self.allowances.restore(await asyncio.to_thread(self.keeping.spends))
         self.lag.start()
