@@ -147,6 +147,10 @@ def _pipelines(
     answers = Answers(settings.cache_bytes, settings.cache_ttl)
     opened = pauses.failed_open
     pacer = Pacer(host.state, host.slot, max_queue=settings.queue_size, fail_open=opened)
+
+    def budget(name: str) -> RetryBudget:
+        return RetryBudget(host.state, host.slot, name, settings.retry_budget, fail_open=opened)
+
     plan = Plan(Retries(settings.max_retries, settings.retry_unanswered), settings.fallbacks)
     return {
         provider.name: Pipeline(
@@ -154,7 +158,8 @@ def _pipelines(
             clients[provider.name],
             pauses,
             plan,
-            RetryBudget(host.state, host.slot, provider.name, settings.retry_budget, fail_open=opened),
+            budget(provider.name),
+            budget(f"{provider.name} stand-ins"),
             injects=settings.credentials == "inject",
             total_timeout=settings.total_timeout,
             caching=Caching(answers, pauses, provider.name) if settings.cache_ttl else None,
