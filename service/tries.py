@@ -83,7 +83,7 @@ class Tries:
             verdict = Stop.BUDGET
         if self._stood_in:
             self._vain.try_retry()
-        wanting = failure.overloaded or failure.reason == "rate_limited"
+        wanting = verdict is not Stop.SPEND and (failure.overloaded or failure.reason == "rate_limited")
         if self._stand_ins and wanting and left > 0 and self._vain.has_room():
             return self._handed_over()
         return verdict

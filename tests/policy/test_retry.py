@@ -151,6 +151,10 @@ def test_only_overload_and_rate_limits_call_for_a_stand_in() -> None:
     assert _tries(0, ("second",)).after(Failure("rate_limited", 429), 0.0) == StandIn("second")
 
 
+def test_nobody_stands_in_where_the_money_is_used_up() -> None:
+    assert _tries(1, ("second",)).after(Failure("rate_limited", 429, limit="spend"), 0.0) is Stop.SPEND
+
+
 def test_past_the_deadline_nobody_stands_in() -> None:
     assert _tries(1, ("second",)).after(OVERLOADED, 60.0) is Stop.DEADLINE
 
