@@ -69,6 +69,7 @@ class LedgerWriter:
         self.first_round = threading.Event()
         """Set when the first round is over, well or not."""
         self._failed = 0
+        self._unwritable = False
         self._next_orphans = self._next_batches = self._next_prune = 0.0
         # A daemon: a database that hangs must not keep the process; the journal stays for a successor.
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
@@ -100,6 +101,7 @@ class LedgerWriter:
         """Everything that is to be done now; what fails is told and done again in a later round."""
         try:
             self.journal.tend()
+            self._tell_unwritable()
             self._move_own()
             now = time.monotonic()
             if now >= self._next_orphans and not self._stop.is_set():
@@ -123,8 +125,18 @@ class LedgerWriter:
         if self._failed:
             self._failed = 0
             self._hooks.on_trouble("the ledger takes rows again", None)
-        self._hooks.on_success()
+        if self.journal.writable:
+            self._hooks.on_success()
         self._hooks.on_round()
+
+    def _tell_unwritable(self) -> None:
+        """Told once too; calls are then in memory, where a SIGKILL finds them."""
+        unwritable = not self.journal.writable
+        if unwritable and not self._unwritable:
+            self._hooks.on_trouble("the journal takes no calls; they are kept in memory", self.journal.trouble)
+        elif self._unwritable and not unwritable:
+            self._hooks.on_trouble("the journal takes calls again", None)
+        self._unwritable = unwritable
 
     def _move_own(self) -> None:
         while (batch := self.journal.next_batch()) is not None:
