@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         config = config_from(args)
         asyncio.run(_serve(config, args.host, args.port))
-    except (ApiError, OSError) as error:
+    except (ApiError, OSError, OverflowError) as error:  # the last: a port that is none
         print(f"simulator: {error}", file=sys.stderr)
         return 2
     return 0
