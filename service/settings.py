@@ -20,6 +20,7 @@ from service.parse import is_loopback as is_loopback
 from service.setting_rows import Setting as Setting
 from service.setting_values import Settings as Settings
 from service.setting_values import Upstream as Upstream
+from service.store.shared import CLIENTS
 from service.upstream.provider import Provider
 from service.upstream.providers import PROVIDERS
 
@@ -65,10 +66,7 @@ def load(environ: Mapping[str, str] | None = None, providers: Sequence[Provider]
     values["own_prices"] = _own_prices(values["prices_file"])
     settings = Settings(**values)
     _check_fallbacks(settings.fallbacks, providers)
-    if strangers := settings.client_limits.keys() - {client.name for client in settings.client_keys}:
-        raise SettingsError(
-            f"CLAUDE_PROXY_CLIENT_LIMITS_FILE names {min(strangers)!r}, which is no client of CLAUDE_PROXY_CLIENT_KEYS."
-        )
+    _check_client_limits(settings)
     if not settings.loopback and not settings.client_keys:
         if not parse.resolves(settings.bind):
             raise SettingsError(
@@ -196,6 +194,16 @@ def _own_prices(file: Path | None) -> Mapping[tuple[str, str], Listed]:
         return {} if file is None else prices_override.load(file)
     except prices_override.BadPrices as error:
         raise SettingsError(f"CLAUDE_PROXY_PRICES_FILE: {error}") from None
+
+
+def _check_client_limits(settings: Settings) -> None:
+    limited = settings.client_limits.keys()
+    if strangers := limited - {client.name for client in settings.client_keys}:
+        raise SettingsError(
+            f"CLAUDE_PROXY_CLIENT_LIMITS_FILE names {min(strangers)!r}, which is no client of CLAUDE_PROXY_CLIENT_KEYS."
+        )
+    if len(limited) > CLIENTS:
+        raise SettingsError(f"CLAUDE_PROXY_CLIENT_LIMITS_FILE limits {len(limited)} clients; {CLIENTS} can be counted.")
 
 
 def _check_fallbacks(fallbacks: Mapping[str, Sequence[str]], providers: Sequence[Provider]) -> None:
