@@ -13,7 +13,7 @@ from service.account.exchange import Call, Exchange
 from service.errors import BatchForbidden, ClientLimited, ModelForbidden
 from service.pacer.clients import ClientLimits
 from service.policy.limits import Limits, Reached
-from service.record import Usage
+from service.record import Certainty, Usage
 
 _WHAT = {
     "requests": "requests per minute",
@@ -67,6 +67,15 @@ class Allowances:
 
         return tell
 
+    def restored_on(self, loop: AbstractEventLoop) -> Callable[[Mapping[str, int]], None] | None:
+        """To be told, by another thread, what clients have spent today by the ledger; None if nobody's is limited."""
+
+        def tell(spends: Mapping[str, int]) -> None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self.restore, spends)
+
+        return tell if self.have_budgets else None
+
     def may_ask(self, client: str | None, model: str) -> bool:
         """Whether a model may stand in for one that the client asked for."""
         allowed = self._allowances.get(client or "")
@@ -101,10 +110,12 @@ class Allowances:
 
 
 def _tokens(call: Call) -> int:
-    """What a call used of a client's tokens: as the provider said, else as its bytes make likely."""
+    """What a call used of a client's tokens: as the provider said, else as its bytes make likely. A call that was sent and
+    that nobody waited for has used its input too: its cost is an estimate, as that of whatever the provider did not say."""
     said = call.answered()
     usage = said.usage or Usage()
-    if usage.output_tokens is not None or not said.content_bytes:
-        return (usage.input_tokens or 0) + (usage.output_tokens or 0)
-    tokens_in = usage.input_tokens if usage.input_tokens is not None else call.input_estimate
-    return (tokens_in or 0) + tokens_of(said.content_bytes)
+    worked = call.cost is not None and call.cost.certainty is not Certainty.EXACT
+    unsaid = worked or (usage.output_tokens is None and said.content_bytes)
+    tokens_in = call.input_estimate if usage.input_tokens is None and unsaid else usage.input_tokens
+    tokens_out = tokens_of(said.content_bytes) if usage.output_tokens is None else usage.output_tokens
+    return (tokens_in or 0) + tokens_out

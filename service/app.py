@@ -73,7 +73,9 @@ class Gateway:
     async def start(self, place: Place) -> None:
         """Find the place among the workers of this host, and watch the loop."""
         await self.exposition.start(place)
-        await asyncio.to_thread(self.keeping.start, self.allowances.spent_on(asyncio.get_running_loop()))
+        loop = asyncio.get_running_loop()
+        spent, restored = self.allowances.spent_on(loop), self.allowances.restored_on(loop)
+        await asyncio.to_thread(self.keeping.start, spent, restored)
         if self.allowances.have_budgets:
             self.allowances.restore(await asyncio.to_thread(self.keeping.spends))
         self.lag.start()
@@ -99,7 +101,7 @@ def create_gateway(
         {name: _client(settings, upstream, telemetry) for name, upstream in settings.upstreams.items()},
         settings.idle_timeout,
     )
-    keeping = Bookkeeping(telemetry, settings.ledger, settings.ledger_keep_days, settings.prices_file)
+    keeping = Bookkeeping(telemetry, settings.ledger, settings.ledger_keep_days, settings.own_prices)
     host, pauses = host or Host(shared_state(1)), Pauses(telemetry)
     counted = ClientLimits(host.state, host.slot, fail_open=pauses.failed_open)
     allowances = Allowances(counted, _allowances(settings, telemetry))
@@ -144,6 +146,10 @@ def _pipelines(
     answers = Answers(settings.cache_bytes, settings.cache_ttl)
     opened = pauses.failed_open
     pacer = Pacer(host.state, host.slot, max_queue=settings.queue_size, fail_open=opened)
+
+    def budget(name: str) -> RetryBudget:
+        return RetryBudget(host.state, host.slot, name, settings.retry_budget, fail_open=opened)
+
     plan = Plan(Retries(settings.max_retries, settings.retry_unanswered), settings.fallbacks)
     return {
         provider.name: Pipeline(
@@ -151,7 +157,8 @@ def _pipelines(
             clients[provider.name],
             pauses,
             plan,
-            RetryBudget(host.state, host.slot, provider.name, settings.retry_budget, fail_open=opened),
+            budget(provider.name),
+            budget(f"{provider.name} stand-ins"),
             injects=settings.credentials == "inject",
             total_timeout=settings.total_timeout,
             caching=Caching(answers, pauses, provider.name) if settings.cache_ttl else None,

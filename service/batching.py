@@ -102,6 +102,6 @@ class _Reading:
             return
         batch, unreadable = self._fetch.batch_id, self._reader.unreadable
         self._books.fetched(self._fetch, unreadable, whole=self._whole)
-        if unreadable:
+        if unreadable and self._whole:
             said = f"{unreadable} lines among the results of batch {batch} cannot be read: they are not in the ledger"
             self._log.warning(LogEvent.LOG, message=said, request_id=self._fetch.request_id)

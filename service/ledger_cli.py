@@ -45,6 +45,8 @@ estimated: a part had to be worked out; unpriced: calls whose price is not known
 about a second after they end.
 """
 _NANO = 1_000_000_000
+_MOST = 2**63 - 1
+"""What a database can count."""
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
@@ -195,4 +197,4 @@ def _columns(text: str) -> tuple[str, ...]:
 def _count(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return int(text)
+    return min(int(text), _MOST)

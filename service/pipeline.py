@@ -63,6 +63,7 @@ class Pipeline:
         pauses: Pauses,
         plan: Plan,
         budget: Budget,
+        vain: Budget,
         *,
         injects: bool,
         total_timeout: float,
@@ -71,7 +72,7 @@ class Pipeline:
         allowances: Allowances | None = None,
     ) -> None:
         self.provider = provider
-        self._client, self._pauses, self._plan, self._budget = client, pauses, plan, budget
+        self._client, self._pauses, self._plan, self._budget, self._vain = client, pauses, plan, budget, vain
         self._injects, self._caching, self._capacity, self._allowances = injects, caching, capacity, allowances
         self._total_timeout = total_timeout
 
@@ -129,6 +130,7 @@ class Pipeline:
         tries = Tries(
             self._plan,
             self._budget,
+            self._vain,
             model=call.model,
             safe=job.prepared.is_safe,
             repeatable=isinstance(job.prepared.body, bytes),

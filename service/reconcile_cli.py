@@ -118,9 +118,7 @@ def _client(arguments: argparse.Namespace, env: Mapping[str, str]) -> AdminClien
     from service.upstream.anthropic_admin import AdminClient
 
     row = {row.name: row for row in settings.TABLE}
-    given = arguments.simulator or arguments.base_url
-    name = "CLAUDE_PROXY_ANTHROPIC_BASE_URL"
-    address = setting_rows.value(row[name], {**env, name: given} if given else env)
+    address = _given_address(arguments) or setting_rows.value(row["CLAUDE_PROXY_ANTHROPIC_BASE_URL"], env)
     if arguments.admin_key_file:
         env = {k: v for k, v in env.items() if k != ADMIN_KEY.name}
         env[f"{ADMIN_KEY.name}_FILE"] = str(arguments.admin_key_file)
@@ -137,6 +135,14 @@ def _client(arguments: argparse.Namespace, env: Mapping[str, str]) -> AdminClien
     except ValueError as error:
         raise SettingsError(f"{error}.") from None
     return AdminClient(address, key, proxy=proxy, ca_file=setting_rows.value(row["SSL_CERT_FILE"], env), tell=_tell)
+
+
+def _given_address(arguments: argparse.Namespace) -> str | None:
+    option, given = ("--simulator", arguments.simulator) if arguments.simulator else ("--base-url", arguments.base_url)
+    try:
+        return parse.base_url(given) if given else None
+    except ValueError as error:
+        raise SettingsError(f"{option} {parse.without_userinfo(given)} is not valid: expected {error}.") from None
 
 
 def _tell(text: str) -> None:

@@ -32,6 +32,9 @@ _DELIVERY = 65_536
 _OPENING = 65_536
 """Bytes after which a stream whose first event has not ended counts as begun."""
 
+_QUIET = 1.0
+"""Seconds of silence after which a stream that has no end marker is taken at its word that it is over."""
+
 InBand = Callable[[GatewayError], bytes]
 """Writes an error as an event of the provider's stream."""
 
@@ -78,6 +81,7 @@ class Events:
         self._reader = reader
         self._early: list[bytes] = []
         self._failure: UpstreamFailed | None = None
+        self._next: asyncio.Task[bytes] | None = None
 
     async def open(self) -> None:
         """Read until the first event is in, whatever it is; a stream that dies before tells so when it is iterated."""
@@ -100,13 +104,33 @@ class Events:
             yield chunk
         if self._failure is not None:
             raise self._failure
-        async for chunk in self._chunks:
+        while True:
+            coming, self._next = self._next or anext(self._chunks), None
+            try:
+                chunk = await coming
+            except StopAsyncIteration:
+                return
             self._reader.feed(chunk)
             yield chunk
 
+    async def is_over(self) -> bool:
+        """Whether the last word has been said. An API without an end marker may say more after what looks like one (some
+        have given every chunk a finish reason): there it is over when the stream ends, or is quiet for a while."""
+        if self._reader.over and not self._reader.marked:
+            self._next = self._next or asyncio.ensure_future(_next_of(self._chunks))
+            await asyncio.wait({self._next}, timeout=_QUIET)
+            return not self._next.done() or self._next.exception() is not None
+        return self._reader.over
+
     async def aclose(self) -> None:
         """End the stream."""
+        if self._next is not None and not self._next.cancel() and not self._next.cancelled():
+            self._next.exception()  # seen: nobody else will
         await self._chunks.aclose()
+
+
+async def _next_of(chunks: Chunks) -> bytes:
+    return await anext(chunks)
 
 
 class Relay:
@@ -160,7 +184,7 @@ class Relay:
         try:
             async with aclosing(events):
                 async for chunk in events:
-                    if reader.over and not call.ended:
+                    if reader.over and not call.ended and await events.is_over():
                         # Before the last word goes out, however long the provider then keeps its connection open.
                         call.attempts.append(Attempt("ok", self._status, model=call.stand_in))
                         exchange.end_call(call, *reader.ended())
@@ -177,7 +201,7 @@ class Relay:
         except BaseException as error:
             abandon(exchange, call, error, self._status)
             raise
-        if reader.over:
+        if call.ended:
             if rest := splitter.rest():
                 yield rest
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from service.parse import Allowance, ClientKey, is_loopback
 
@@ -46,6 +46,9 @@ class Settings:
     """None: there is none."""
     ledger_keep_days: int
     prices_file: Path | None
+    own_prices: Mapping[tuple[str, str], Any] = field(repr=False)
+    """What stood in `prices_file` as it was read (`account.prices_list.Listed` by provider and model): a worker that is
+    started later must not find another file than was checked."""
     pacing: bool
     queue_timeout: float
     queue_size: int

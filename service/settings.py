@@ -13,12 +13,14 @@ from typing import Any
 
 from service import parse, setting_rows
 from service.account import prices_override
+from service.account.prices_list import Listed
 from service.errors import SettingsError
 from service.parse import ClientKey as ClientKey
 from service.parse import is_loopback as is_loopback
 from service.setting_rows import Setting as Setting
 from service.setting_values import Settings as Settings
 from service.setting_values import Upstream as Upstream
+from service.store.shared import CLIENTS
 from service.upstream.provider import Provider
 from service.upstream.providers import PROVIDERS
 
@@ -66,13 +68,10 @@ def load(environ: Mapping[str, str] | None = None, providers: Sequence[Provider]
     values["upstreams"] = {each.name: _upstream(each.name, own, values["proxy"], env) for each in providers}
     values["ledger"] = _ledger(values["ledger"], env)
     values["credentials"] = _credentials(values, providers)
+    values["own_prices"] = _own_prices(values["prices_file"])
     settings = Settings(**values)
-    _check_prices(settings.prices_file)
     _check_fallbacks(settings.fallbacks, providers)
-    if strangers := settings.client_limits.keys() - {client.name for client in settings.client_keys}:
-        raise SettingsError(
-            f"CLAUDE_PROXY_CLIENT_LIMITS_FILE names {min(strangers)!r}, which is no client of CLAUDE_PROXY_CLIENT_KEYS."
-        )
+    _check_client_limits(settings)
     if not settings.loopback and not settings.client_keys:
         if not parse.resolves(settings.bind):
             raise SettingsError(
@@ -194,13 +193,22 @@ def _credentials(values: Mapping[str, Any], providers: Sequence[Provider]) -> st
     return chosen or "inject"
 
 
-def _check_prices(file: Path | None) -> None:
-    """Now: a worker that finds it wrong would take the whole gateway down, at a reload too."""
+def _own_prices(file: Path | None) -> Mapping[tuple[str, str], Listed]:
+    """Read here, once: a worker that found it wrong, or gone, would take the whole gateway down."""
     try:
-        if file is not None:
-            prices_override.load(file)
+        return {} if file is None else prices_override.load(file)
     except prices_override.BadPrices as error:
         raise SettingsError(f"CLAUDE_PROXY_PRICES_FILE: {error}") from None
+
+
+def _check_client_limits(settings: Settings) -> None:
+    limited = settings.client_limits.keys()
+    if strangers := limited - {client.name for client in settings.client_keys}:
+        raise SettingsError(
+            f"CLAUDE_PROXY_CLIENT_LIMITS_FILE names {min(strangers)!r}, which is no client of CLAUDE_PROXY_CLIENT_KEYS."
+        )
+    if len(limited) > CLIENTS:
+        raise SettingsError(f"CLAUDE_PROXY_CLIENT_LIMITS_FILE limits {len(limited)} clients; {CLIENTS} can be counted.")
 
 
 def _check_fallbacks(fallbacks: Mapping[str, Sequence[str]], providers: Sequence[Provider]) -> None:

@@ -21,6 +21,10 @@ class Budget(Protocol):
         """Whether one more retry fits; if so it is counted."""
         ...
 
+    def has_room(self) -> bool:
+        """Whether one more retry would fit."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -39,12 +43,17 @@ class StandIn:
 
 class Tries:
     """The tries of one call. `deadline` is by the same clock as `now` in `after`; `may_ask` says which stand-ins may be
-    asked for this client."""
+    asked for this client.
+
+    Retries have one budget, stand-ins that could not help either (`vain`) another: else the retries of a model's storm
+    would leave none for the stand-ins that were named for it. One that helps is free.
+    """
 
     def __init__(
         self,
         plan: Plan,
         budget: Budget,
+        vain: Budget,
         *,
         model: str | None,
         safe: bool,
@@ -52,11 +61,14 @@ class Tries:
         deadline: float,
         may_ask: Callable[[str], bool],
     ) -> None:
-        self._plan, self._budget = plan, budget
+        self._plan, self._budget, self._vain = plan, budget, vain
         self._stand_ins = [name for name in plan.stand_ins.get(model or "", ()) if may_ask(name)]
         self._safe, self._repeatable, self._deadline = safe, repeatable, deadline
         self._made = 0
+        self._stood_in = False
         budget.count_request()
+        if self._stand_ins:
+            vain.count_request()
 
     def after(self, failure: Failure, now: float) -> Pause | StandIn | Stop:
         """What follows a failed attempt."""
@@ -65,19 +77,23 @@ class Tries:
         left = self._deadline - now
         verdict = self._plan.retries.after(failure, self._made, left, safe=self._safe, random=random.random)
         if isinstance(verdict, Pause):
-            if not self._budget.try_retry():
-                return Stop.BUDGET
-            self._made += 1
-            return verdict
-        wanting = failure.overloaded or failure.reason == "rate_limited"
-        if self._stand_ins and wanting and left > 0 and self._budget.try_retry():
-            self._made = 0
-            return StandIn(self._stand_ins.pop(0))
+            if self._budget.try_retry():
+                self._made += 1
+                return verdict
+            verdict = Stop.BUDGET
+        if self._stood_in:
+            self._vain.try_retry()
+        wanting = verdict is not Stop.SPEND and (failure.overloaded or failure.reason == "rate_limited")
+        if self._stand_ins and wanting and left > 0 and self._vain.has_room():
+            return self._handed_over()
         return verdict
 
     def without_room(self) -> StandIn | Stop:
         """What follows when the limits of the model asked last have no room: nothing was sent, so nothing is retried."""
         if not self._repeatable or not self._stand_ins:
             return Stop.FINAL
-        self._made = 0
+        return self._handed_over()
+
+    def _handed_over(self) -> StandIn:
+        self._made, self._stood_in = 0, True
         return StandIn(self._stand_ins.pop(0))

@@ -92,6 +92,10 @@ def test_calls_are_listed_newest_first_and_bounded(book: str, capsys: pytest.Cap
     )
 
 
+def test_no_limit_is_too_high(book: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(_says(capsys, "--path", book, "--calls", "--limit", "9" * 30).splitlines()) == 1 + 4
+
+
 def test_a_name_that_a_client_made_up_cannot_move_the_cursor(book: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "\x1b" not in _says(capsys, "--path", book, "--by", "model")
     assert "\x1b" not in _says(capsys, "--path", book, "--calls")

@@ -135,9 +135,10 @@ def test_days_in_the_wrong_order_are_an_error(book: str, capsys: pytest.CaptureF
     assert "is after the last day" in capsys.readouterr().err
 
 
-def test_an_address_that_is_none_is_an_error(book: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _status("--path", book, "--base-url", "cow") == 2
-    assert "is not valid" in capsys.readouterr().err
+@pytest.mark.parametrize("option", ["--base-url", "--simulator"])
+def test_an_address_that_is_none_is_an_error(book: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _status("--path", book, option, "cow") == 2
+    assert f"{option} cow is not valid" in capsys.readouterr().err
 
 
 def test_help_names_the_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:

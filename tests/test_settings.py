@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import socket
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from service import parse, settings
 from service.errors import SettingsError
 from service.settings import ClientKey
+from service.store.shared import CLIENTS
 
 KEY = {"ANTHROPIC_API_KEY": "sk-ant-secret-provider-key"}
 SHA = "a" * 64
@@ -23,7 +25,7 @@ def _refused(**environ: str) -> str:
 
 
 def test_every_row_of_the_table_is_a_field_of_the_settings_and_the_other_way_round() -> None:
-    fields = {f.name for f in dataclasses.fields(settings.Settings)} - {"upstreams"}
+    fields = {f.name for f in dataclasses.fields(settings.Settings)} - {"upstreams", "own_prices"}
     assert sorted(row.attribute for row in settings.TABLE if not row.provider) == sorted(fields)
     of_a_provider = {f.name for f in dataclasses.fields(settings.Upstream)} - {"proxy"}
     assert {row.attribute for row in settings.TABLE if row.provider} == of_a_provider
@@ -345,6 +347,19 @@ def test_a_stand_in_of_another_provider_stops_the_start() -> None:
 
 def test_models_of_which_one_is_not_known_may_stand_in_for_each_other() -> None:
     assert settings.load(KEY | {"CLAUDE_PROXY_FALLBACKS": "claude-opus-5-5=claude-new;our-own=gpt-5"}).fallbacks
+
+
+def test_no_more_clients_are_limited_than_can_be_counted(tmp_path: Path) -> None:
+    """One more, and the client not seen for longest would begin its budget anew."""
+    file, names = tmp_path / "limits.json", [f"client-{number}" for number in range(CLIENTS + 1)]
+    environ = {
+        "CLAUDE_PROXY_CLIENT_KEYS": " ".join(f"{name}:{SHA}" for name in names),
+        "CLAUDE_PROXY_CLIENT_LIMITS_FILE": str(file),
+    }
+    file.write_text(json.dumps({name: {"budget_usd_per_day": 1} for name in names}))
+    assert "CLAUDE_PROXY_CLIENT_LIMITS_FILE limits 1025 clients; 1024 can be counted" in _refused(**environ)
+    file.write_text(json.dumps({name: {"budget_usd_per_day": 1} for name in names[1:]}))
+    assert len(settings.load(KEY | environ).client_limits) == CLIENTS
 
 
 def test_an_empty_list_of_models_is_refused_and_does_not_mean_all(tmp_path: Path) -> None:

@@ -107,9 +107,11 @@ class BatchBooks:
         return cost, max(0, alone.total - cost.total)
 
     def fetched(self, fetch: Fetch, unreadable: int, *, whole: bool) -> None:
-        """A batch's results have passed, all of them if `whole`; of so many no row could be made."""
-        if whole:
-            self._journal.batch_seen(BatchSeen(fetch.provider, fetch.batch_id, fetched_at=self._clock()))
+        """A batch's results have passed, all of them if `whole`; of so many no row could be made. A part begins and ends
+        within lines: those are not lost, they come with the whole."""
+        if not whole:
+            return
+        self._journal.batch_seen(BatchSeen(fetch.provider, fetch.batch_id, fetched_at=self._clock()))
         if unreadable:
             self._on_drop(UNREADABLE, unreadable)
 

@@ -6,6 +6,7 @@ fsync). The event loop does nothing else; files are begun, ended and mended by t
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import threading
@@ -55,6 +56,8 @@ class Journal:
         self.owner = f"{os.getpid()}-{secrets.token_hex(6)}"
         self.writable = False
         """Whether the last word of the disk was yes. While it is no, calls are kept in memory until it takes them."""
+        self.trouble: OSError | None = None
+        """What the disk said last when it said no."""
         self._on_drop, self._bound, self._segment_bytes = on_drop, bound, segment_bytes
         self._lock = threading.Lock()
         self._segments: list[Segment] = []
@@ -112,12 +115,14 @@ class Journal:
             return False
         try:
             written = os.write(segment.fd, data)
-        except OSError:
+        except OSError as error:
+            self.trouble = error
             return False
         if written == len(data):
             segment.size += written
             return True
-        try:  # the disk became full within the entry
+        self.trouble = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # the disk became full within the entry
+        try:
             os.ftruncate(segment.fd, segment.size)
         except OSError:
             self._current = None
@@ -139,7 +144,8 @@ class Journal:
         self._number += 1
         try:
             new = segments.create(self.directory, self.owner, self._number)
-        except OSError:
+        except OSError as error:
+            self.trouble = error
             return False
         with self._lock:
             # Nobody would find what stands in a file that is no longer there, so that is written again too.

@@ -16,7 +16,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from service.account.ledger_schema import CALLS, DAYS, KEYS, MIGRATIONS, SUMS, Migration, prepare
+from service.account.ledger_schema import CALLS, DAYS, KEYS, MIGRATIONS, SUMS, Migration, prepare, require
 from service.account.rows import Row
 from service.errors import SettingsError
 from service.record import Certainty, Kind
@@ -98,6 +98,9 @@ class Ledger:
             os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
             with self._engine.begin() as connection:
                 prepare(connection, self._migrations)
+        else:
+            with self._engine.begin() as connection:
+                require(connection, self._migrations)
         self._opened = self._place()
 
     def _place(self) -> tuple[int, int] | None:

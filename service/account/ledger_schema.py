@@ -123,13 +123,30 @@ def prepare(connection: Connection, migrations: Sequence[Migration] = MIGRATIONS
         METADATA.create_all(connection)
         connection.execute(insert(VERSION).values(version=newest))
         return
-    version = connection.execute(select(VERSION.c.version)).scalar_one()
+    version = _version(connection, newest)
+    for migrate in migrations[version - 1 :]:
+        migrate(connection)
+    if version < newest:
+        connection.execute(update(VERSION).values(version=newest))
+
+
+def require(connection: Connection, migrations: Sequence[Migration] = MIGRATIONS) -> None:
+    """That the tables are there and up to date, for one who only reads. Raises `SettingsError`."""
+    newest = 1 + len(migrations)
+    if not inspect(connection).has_table(VERSION.name):
+        raise SettingsError("the ledger's database is empty: no gateway has written to it yet.")
+    if (version := _version(connection, newest)) < newest:
+        raise SettingsError(
+            f"the ledger's database has version {version}, and this claude-proxy reads version {newest}: the gateway "
+            "makes it that when it next starts."
+        )
+
+
+def _version(connection: Connection, newest: int) -> int:
+    version = int(connection.execute(select(VERSION.c.version)).scalar_one())
     if version > newest:
         raise SettingsError(
             f"the ledger's database has version {version}, and this claude-proxy knows none after {newest}: it was made "
             "by a newer one. Use that one, or another directory."
         )
-    for migrate in migrations[version - 1 :]:
-        migrate(connection)
-    if version < newest:
-        connection.execute(update(VERSION).values(version=newest))
+    return version

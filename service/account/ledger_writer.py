@@ -44,6 +44,8 @@ class Hooks:
     """A round is over, well or not."""
     on_new: Callable[[list[Row]], None] = _nothing
     """These rows are new in the database, after their transaction. A row that was there before is not among them."""
+    on_caught_up: Callable[[], None] = _nothing
+    """What dead workers left is in the database: for the first time after the start, or once more. Comes again when it raises."""
     on_waiting: Callable[[list[Waiting]], None] = _nothing
     """The message batches that wait to be fetched, every `BATCHES_SECONDS`."""
     on_trouble: Callable[[str, BaseException | None], None] = _nothing
@@ -63,7 +65,11 @@ class LedgerWriter:
         self._seconds = seconds
         self._keep_days = max(keep_days, LEAST_DAYS)
         self._stop = threading.Event()
+        self._caught_up = False
+        self.first_round = threading.Event()
+        """Set when the first round is over, well or not."""
         self._failed = 0
+        self._unwritable = False
         self._next_orphans = self._next_batches = self._next_prune = 0.0
         # A daemon: a database that hangs must not keep the process; the journal stays for a successor.
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
@@ -83,6 +89,7 @@ class LedgerWriter:
 
     def _run(self) -> None:
         self.round()
+        self.first_round.set()
         while not self._stop.wait(self._pause()):
             self.round()
         self.round()
@@ -94,6 +101,7 @@ class LedgerWriter:
         """Everything that is to be done now; what fails is told and done again in a later round."""
         try:
             self.journal.tend()
+            self._tell_unwritable()
             self._move_own()
             now = time.monotonic()
             if now >= self._next_orphans and not self._stop.is_set():
@@ -105,6 +113,9 @@ class LedgerWriter:
             if now >= self._next_prune and not self._stop.is_set():
                 self._prune()
                 self._next_prune = now + PRUNE_SECONDS
+            if not self._caught_up:
+                self._hooks.on_caught_up()
+                self._caught_up = True
         except Exception as error:  # noqa: BLE001 whatever the database or the disk says, the service goes on
             self._failed = min(self._failed + 1, 10)
             if self._failed == 1:
@@ -114,8 +125,18 @@ class LedgerWriter:
         if self._failed:
             self._failed = 0
             self._hooks.on_trouble("the ledger takes rows again", None)
-        self._hooks.on_success()
+        if self.journal.writable:
+            self._hooks.on_success()
         self._hooks.on_round()
+
+    def _tell_unwritable(self) -> None:
+        """Told once too; calls are then in memory, where a SIGKILL finds them."""
+        unwritable = not self.journal.writable
+        if unwritable and not self._unwritable:
+            self._hooks.on_trouble("the journal takes no calls; they are kept in memory", self.journal.trouble)
+        elif self._unwritable and not unwritable:
+            self._hooks.on_trouble("the journal takes calls again", None)
+        self._unwritable = unwritable
 
     def _move_own(self) -> None:
         while (batch := self.journal.next_batch()) is not None:
@@ -130,6 +151,7 @@ class LedgerWriter:
             taken = False
             try:
                 taken = self._take(left)
+                self._caught_up = False
             finally:
                 for segment in left:
                     segment.remove() if taken else segment.close()

@@ -7,13 +7,13 @@ Rounding: each part of a cost is added up in pico-dollars and rounded once to na
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
 from msgspec.structs import replace
 
-from service.account import prices_list, prices_override
+from service.account import prices_list
 from service.account.prices_gaps import (
     SAME_AS,
     UNLISTED,
@@ -68,11 +68,11 @@ class _Resolved:
 
 
 class Prices:
-    """Prices of every model that is known. `override` is the owner's file; raises `BadPrices` when it is wrong."""
+    """Prices of every model that is known. `own` are the owner's, which win: what `prices_override.load` gives."""
 
-    def __init__(self, override: Path | None = None) -> None:
+    def __init__(self, own: Mapping[tuple[str, str], Listed] | None = None) -> None:
         self._listed = prices_list.bundled()
-        self._own = prices_override.load(override) if override is not None else {}
+        self._own = own or {}
         self._resolved: dict[tuple[str, str, Variant], _Resolved] = {}
 
     def refresh(self, url: str | None = None) -> None:

@@ -47,11 +47,25 @@ class RetryBudget:
             index, requests, retries = self._faded()
             if retries < _CALM:
                 requests = 0.0  # what calm times have earned is not for the storm: its own requests count
-            fits = retries + 1 <= max(FLOOR, self._share * requests)
+            fits = self._fits(requests, retries)
             self._write(index, requests, retries + fits)
             return fits
         finally:
             self._access.leave()
+
+    def has_room(self) -> bool:
+        """Whether one more retry would fit."""
+        if not self._access.enter():
+            self._access.fail_open()
+            return True
+        try:
+            _, requests, retries = self._faded()
+            return self._fits(requests, retries)
+        finally:
+            self._access.leave()
+
+    def _fits(self, requests: float, retries: float) -> bool:
+        return retries + 1 <= max(FLOOR, self._share * requests)
 
     def _count(self) -> None:
         index, requests, retries = self._faded()

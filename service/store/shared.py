@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from service.store.region import Records, Region
 from service.store.table import Table
 
+CLIENTS = 1024
+"""Clients whose use can be counted: with more of them, the one not seen for longest would begin its day's budget anew."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -25,7 +28,7 @@ class Shape:
     pools: int = 256
     places: int = 1024
     """Requests waiting for one pool."""
-    clients: int = 1024
+    clients: int = CLIENTS
     providers: int = 16
 
 

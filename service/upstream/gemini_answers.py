@@ -153,6 +153,7 @@ class StreamReader(EventReader[_Answer]):
     """Reads a stream: SSE (`alt=sse`), or the elements of one JSON array as they come."""
 
     _decoder = msgspec.json.Decoder(_Answer)
+    marked = False
 
     def __init__(
         self,

@@ -26,6 +26,8 @@ class StreamReader(Protocol):
 
     readable: bool
     """Whether plain events can be put into the stream: it is not compressed."""
+    marked: bool
+    """Whether the API marks a stream's end; else `over` is what looks like one, and more may come."""
 
     def feed(self, chunk: bytes) -> None:
         """See the next bytes."""

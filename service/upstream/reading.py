@@ -61,6 +61,8 @@ class EventReader(ABC, Generic[E]):
     """Reads a streamed answer of JSON events. A subclass says how one is decoded and what it means."""
 
     _decoder: ClassVar[msgspec.json.Decoder[Any]]
+    marked = True
+    """Whether the API marks a stream's end."""
 
     def __init__(self, clock: Callable[[], float], on_first_chunk: Callable[[], None], encoding: str = "") -> None:
         self.readable = not encoding

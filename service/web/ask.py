@@ -184,6 +184,7 @@ def money(costs: Sequence[Cost | None]) -> dict[str, Any]:
 
 
 def _shown(generated: Generated, usage: Usage, call: Call, exchange: Exchange, provider: Provider) -> dict[str, Any]:
+    again = {} if call.cache is None else {"cache": call.cache}
     return {
         "id": generated.id,
         "provider": short_name(provider),
@@ -193,4 +194,5 @@ def _shown(generated: Generated, usage: Usage, call: Call, exchange: Exchange, p
         "usage": tokens(usage),
         "cost": money([call.cost]),
         "trace_id": exchange.trace_id,
+        **again,
     }

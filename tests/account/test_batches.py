@@ -159,6 +159,8 @@ def test_what_is_new_is_counted_and_nothing_else_is(tmp_path: Path) -> None:
 
 
 def test_lines_that_were_no_results_are_told_as_lost(desk: Desk) -> None:
+    desk.books.fetched(fetch(), 2, whole=False)
+    assert desk.dropped == []
     desk.books.fetched(fetch(), 3, whole=True)
     desk.books.fetched(fetch(), 0, whole=True)
     assert desk.dropped == [("unreadable", 3)]

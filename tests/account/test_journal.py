@@ -182,12 +182,32 @@ def test_a_full_disk_raises_into_nobody_and_costs_no_row_once_there_is_room(tmp_
         calls = {book.call() for _ in range(10)}
         book.writer.round()
         assert not book.journal.writable
-        assert book.told == ["the ledger takes no rows; they stay in the journal"]
+        assert book.told == [
+            "the journal takes no calls; they are kept in memory",
+            "the ledger takes no rows; they stay in the journal",
+        ]
     book.writer.round()
     assert book.journal.writable
     assert outcomes(tmp_path) == dict.fromkeys(calls, "ok")
     assert book.dropped == {}
-    assert book.told[1:] == ["the ledger takes rows again"]
+    assert book.told[2:] == ["the journal takes calls again", "the ledger takes rows again"]
+
+
+def test_a_disk_that_takes_nothing_is_told_and_is_no_success_even_if_the_database_has_nothing_to_take(
+    tmp_path: Path,
+) -> None:
+    book = Book(tmp_path)
+    book.writer.round()
+    assert (book.succeeded, book.told) == (1, [])
+    with _disk_full(0):
+        call = book.call()
+        book.writer.round()
+        book.writer.round()
+        assert (book.succeeded, book.told) == (1, ["the journal takes no calls; they are kept in memory"])
+        assert isinstance(book.journal.trouble, OSError)
+    book.writer.round()
+    assert (book.succeeded, book.told[1:]) == (2, ["the journal takes calls again"])
+    assert outcomes(tmp_path) == {call: "ok"}
 
 
 def test_an_entry_cut_short_by_a_full_disk_leaves_a_readable_journal(tmp_path: Path) -> None:

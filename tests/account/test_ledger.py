@@ -249,6 +249,19 @@ def test_who_only_reads_makes_no_database_and_changes_none(tmp_path: Path) -> No
         Ledger(tmp_path, create=False).add([row()])
 
 
+def test_who_only_reads_is_told_of_a_database_that_is_not_of_its_version(tmp_path: Path) -> None:
+    (tmp_path / FILE).touch()
+    with pytest.raises(SettingsError, match="no gateway has written to it yet"):
+        Ledger(tmp_path, create=False).totals([])
+    Ledger(tmp_path).add([row()])
+    newer = (*MIGRATIONS, _colour)
+    with pytest.raises(SettingsError, match=f"reads version {1 + len(newer)}: the gateway makes it that"):
+        Ledger(tmp_path, create=False, migrations=newer).calls(None, None, 1)
+    Ledger(tmp_path, migrations=newer).open()
+    with pytest.raises(SettingsError, match="made by a newer one"):
+        Ledger(tmp_path, create=False).totals([])
+
+
 def test_reading_does_not_wait_for_a_writer(tmp_path: Path) -> None:
     Ledger(tmp_path).add([row()])
     with _locked(tmp_path / FILE):

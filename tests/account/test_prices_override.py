@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from service.account.prices import Prices
-from service.account.prices_override import BadPrices
+from service.account.prices_override import BadPrices, load
 from service.record import Certainty, Cost, Usage, Variant
 
 AT = 1_795_348_800.0
@@ -19,7 +19,7 @@ AT = 1_795_348_800.0
 def prices(folder: Path, text: Any) -> Prices:
     path = folder / "prices.json"
     path.write_text(text if isinstance(text, str) else json.dumps(text))
-    return Prices(path)
+    return Prices(load(path))
 
 
 def test_the_owners_price_wins_over_the_list_in_every_band(tmp_path: Path) -> None:
@@ -91,4 +91,4 @@ def test_what_is_wrong_with_the_file_is_named(tmp_path: Path, text: Any, told: t
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadPrices, match=r"none\.json: No such file"):
-        Prices(tmp_path / "none.json")
+        load(tmp_path / "none.json")

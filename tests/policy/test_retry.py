@@ -132,7 +132,8 @@ def test_a_clock_that_goes_back_gives_no_retries_away() -> None:
 def _tries(most: int = 1, stand_ins: tuple[str, ...] = (), share: float = 1.0, **options: bool) -> Tries:
     plan = Plan(Retries(most), {"wanted": stand_ins})
     asked = {"safe": False, "repeatable": True} | options
-    return Tries(plan, _budget(share, Clock()), model="wanted", deadline=60.0, may_ask=lambda name: True, **asked)
+    budget, vain = _budget(share, Clock()), _budget(share, Clock())
+    return Tries(plan, budget, vain, model="wanted", deadline=60.0, may_ask=lambda name: True, **asked)
 
 
 OVERLOADED = Failure("overloaded", 529, overloaded=True)
@@ -150,6 +151,10 @@ def test_only_overload_and_rate_limits_call_for_a_stand_in() -> None:
     assert _tries(0, ("second",)).after(Failure("rate_limited", 429), 0.0) == StandIn("second")
 
 
+def test_nobody_stands_in_where_the_money_is_used_up() -> None:
+    assert _tries(1, ("second",)).after(Failure("rate_limited", 429, limit="spend"), 0.0) is Stop.SPEND
+
+
 def test_past_the_deadline_nobody_stands_in() -> None:
     assert _tries(1, ("second",)).after(OVERLOADED, 60.0) is Stop.DEADLINE
 
@@ -161,8 +166,40 @@ def test_a_body_that_can_be_sent_only_once_is_sent_only_once() -> None:
 def test_when_retries_are_a_large_share_of_the_traffic_there_is_no_other() -> None:
     budget = _budget(0.0, Clock())
     assert all(budget.try_retry() for _ in range(int(FLOOR)))
-    tries = Tries(Plan(Retries(2), {}), budget, model=None, safe=True, repeatable=True, deadline=60.0, may_ask=bool)
+    tries = Tries(
+        Plan(Retries(2), {}), budget, budget, model=None, safe=True, repeatable=True, deadline=60.0, may_ask=bool
+    )
     assert tries.after(OVERLOADED, 0.0) is Stop.BUDGET
+
+
+def _storm(calls: int, *, stand_in_helps: bool) -> tuple[int, int]:
+    """Calls that a stand-in answered, and attempts made, while the model wanted is overloaded."""
+    clock = Clock()
+    budget, vain = _budget(0.2, clock), _budget(0.2, clock)
+    plan, helped, attempts = Plan(Retries(2), {"wanted": ("second",)}), 0, 0
+    for _ in range(calls):
+        clock.now += 0.05
+        tries = Tries(
+            plan, budget, vain, model="wanted", safe=False, repeatable=True, deadline=1e9, may_ask=lambda name: True
+        )
+        step: object = None
+        while not isinstance(step, Stop):
+            attempts += 1
+            if stand_in_helps and isinstance(step, StandIn):
+                helped += 1
+                break
+            step = tries.after(OVERLOADED, 0.0)
+    return helped, attempts
+
+
+def test_in_a_models_storm_every_call_is_handed_to_the_stand_in_that_was_named_for_it() -> None:
+    helped, attempts = _storm(1200, stand_in_helps=True)
+    assert helped == 1200
+    assert attempts <= (2 + 0.2) * 1200
+
+
+def test_in_a_storm_of_all_models_stand_ins_do_not_become_another() -> None:
+    assert _storm(1200, stand_in_helps=False)[1] <= (1 + 0.2 + 0.2) * 1200
 
 
 def test_the_numbers_are_the_sdks() -> None:

@@ -96,3 +96,4 @@ def test_generate_is_served_from_it_too(stage: Scene) -> None:
         two = [client.post("/generate", json={"prompt": "hello"}).json() for _ in range(2)]
     assert len(stage.upstream.seen) - before == 1
     assert [answer["content"] for answer in two] == [[{"type": "text", "text": "Hello"}]] * 2
+    assert [(answer["cache"], answer["cost"]["usd"] > 0) for answer in two] == [("miss", True), ("hit", False)]

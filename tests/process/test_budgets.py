@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
+import sqlite3
 from pathlib import Path
 
 from tests.support.claude import ASKED, MESSAGE
@@ -36,6 +39,45 @@ def test_a_budget_that_was_spent_before_the_restart_is_spent_after_it(tmp_path: 
             assert refused.json()["error"]["details"]["limit"] == "budget"
             assert refused.headers["x-should-retry"] == "false" or int(refused.headers["retry-after"]) <= 60
             assert len(upstream.seen) == spent
+
+
+def test_a_budget_that_was_spent_before_everything_was_killed_is_spent_after_it(tmp_path: Path) -> None:
+    """The killed worker's last calls are in its journal alone, and the database may be away when the next one starts."""
+    limits = tmp_path / "limits.json"
+    limits.write_text(json.dumps({"alice": {"budget_usd_per_day": 0.0003}}))
+    settings = {
+        "CLAUDE_PROXY_CLIENT_KEYS": f"alice:{hashlib.sha256(KEY['x-api-key'].encode()).hexdigest()}",
+        "CLAUDE_PROXY_CLIENT_LIMITS_FILE": str(limits),
+        "CLAUDE_PROXY_LEDGER": str(tmp_path / "ledger"),
+    }
+
+    def ask(gateway: Gateway) -> int:
+        with gateway.client(headers=KEY) as client:
+            return client.post("/v1/messages", json=ASKED).status_code
+
+    with Upstream(json_answer(MESSAGE)) as upstream:
+        with Gateway(upstream.url, **settings) as gateway:
+            poll((tmp_path / "ledger" / "ledger.db").exists, what="the database")
+            poll(
+                lambda: gateway.sample("claude_proxy_telemetry_last_success_timestamp_seconds", signal="ledger"),
+                what="it",
+            )
+            locked = sqlite3.connect(tmp_path / "ledger" / "ledger.db", isolation_level=None)
+            locked.execute("BEGIN IMMEDIATE")
+            poll(lambda: ask(gateway) == 429, what="the budget to be used up")
+            os.killpg(gateway.process.pid, signal.SIGKILL)
+        sent = len(upstream.seen)
+        with Gateway(upstream.url, **settings) as gateway:
+            locked.close()
+            poll(
+                lambda: gateway.sample("claude_proxy_telemetry_last_success_timestamp_seconds", signal="ledger"),
+                what="it",
+            )
+            assert ask(gateway) == 429
+            os.killpg(gateway.process.pid, signal.SIGKILL)
+        with Gateway(upstream.url, **settings) as gateway:
+            assert ask(gateway) == 429
+        assert len(upstream.seen) == sent
 
 
 def test_what_a_batch_cost_counts_against_the_budget_of_who_fetched_its_results(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.support import claude
@@ -137,3 +138,22 @@ def test_a_reload_with_a_bad_price_file_keeps_the_gateway_up(tmp_path: Path) -> 
         assert "CLAUDE_PROXY_PRICES_FILE" in refusal["message"]
         with gateway.client() as client:
             assert client.post("/v1/messages", json=claude.ASKED).status_code == 200
+
+
+@pytest.mark.parametrize("now", [None, '{"no-such-provider/model": {"input": 1, "output": 1}}'])
+def test_a_worker_that_takes_a_dead_ones_place_has_the_price_file_of_the_last_good_load(
+    tmp_path: Path, now: str | None
+) -> None:
+    prices = tmp_path / "prices.json"
+    prices.write_text('{"anthropic/claude-opus-5-5": {"input": 1000, "output": 0}}')
+    settings = {"CLAUDE_PROXY_PRICES_FILE": str(prices), "CLAUDE_PROXY_LEDGER": str(tmp_path / "ledger")}
+    with Upstream(plain) as upstream, Gateway(upstream.url, **settings) as gateway:
+        prices.unlink() if now is None else prices.write_text(now)
+        (old,) = gateway.worker_pids()
+        os.kill(old, signal.SIGKILL)
+        poll(lambda: gateway.worker_pids() not in ([], [old]), what="another worker")
+        poll(lambda: httpx.get(gateway.url + "/readyz", timeout=2).status_code == 200, what="it to be ready")
+        with gateway.client() as client:
+            assert client.post("/v1/messages", json=claude.ASKED).status_code == 200
+        (line,) = gateway.wait_requests(1)
+        assert line["cost_usd"] == line["input_tokens"] / 1000

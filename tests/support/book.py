@@ -65,18 +65,28 @@ def row(call_id: str | None = None, **fields: Any) -> Row:
 
 
 class Book:
-    """One worker's journal with its writer, in a directory; `dropped` and `told` hold what its hooks were called with."""
+    """One worker's journal with its writer, in a directory; `dropped`, `told` and `succeeded` hold what its hooks
+    were called with."""
 
     def __init__(self, directory: Path, **journal: Any) -> None:
         self.dropped: Counter[str] = Counter()
         self.told: list[str] = []
         self.new: list[Row] = []
+        self.succeeded = 0
         self.journal = Journal(directory, self._drop, **journal)
-        hooks = Hooks(on_drop=self._drop, on_new=self.new.extend, on_trouble=lambda text, _: self.told.append(text))
+        hooks = Hooks(
+            on_drop=self._drop,
+            on_success=self._succeed,
+            on_new=self.new.extend,
+            on_trouble=lambda text, _: self.told.append(text),
+        )
         self.writer = LedgerWriter(self.journal, Ledger(directory), hooks, seconds=0.01)
 
     def _drop(self, reason: str, rows: int) -> None:
         self.dropped[reason] += rows
+
+    def _succeed(self) -> None:
+        self.succeeded += 1
 
     def call(self, **fields: Any) -> str:
         """A whole call; its id."""

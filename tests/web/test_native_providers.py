@@ -90,6 +90,34 @@ def test_a_gemini_array_comes_chunk_by_chunk_and_is_not_held_back(stage: Stage) 
     response.close()
 
 
+@pytest.mark.parametrize(("form", "write"), gemini.FORMS)
+def test_a_gemini_stream_is_not_over_while_more_comes_whatever_finish_reason_it_has_given(
+    stage: Stage, form: str, write: Any
+) -> None:
+    """Some of Gemini's models have said STOP in every chunk: the last one's usage counts."""
+    data = write(*(gemini.chunk(f"{n}", "STOP", gemini.USAGE | {"candidatesTokenCount": n}) for n in (1, 2, 500)))
+    stage.upstream.script = _streams(data, form)
+    response = stage.client.post(STREAM + ("?alt=sse" if write is gemini.sse else ""), data=ASKED)
+    assert response.data == data
+    line = _line(stage)
+    assert (line["outcome"], line["output_tokens"]) == ("ok", 500 + gemini.USAGE["thoughtsTokenCount"])
+
+
+def test_a_gemini_stream_that_is_left_open_is_over_after_a_silence(stage: Stage) -> None:
+    data = gemini.sse(*gemini.CHUNKS)
+
+    def script(connection: socket.socket, seen: Seen) -> None:
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        connection.sendall(head + claude.chunk(data))  # and no more
+
+    stage.upstream.script = script
+    response = stage.client.post(STREAM + "?alt=sse", data=ASKED, buffered=False)
+    assert next(iter(response.iter_encoded())) == data
+    line = _line(stage)
+    assert (line["outcome"], _tokens(line)) == ("ok", (45, 27, 10, 20))
+    response.close()
+
+
 def test_a_gemini_stream_that_ends_too_early_says_so_in_googles_words(stage: Stage) -> None:
     stage.upstream.script = _streams(gemini.sse(*gemini.CHUNKS[:2]))
     body = stage.client.post(STREAM + "?alt=sse", data=ASKED).data
