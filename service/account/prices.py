@@ -7,12 +7,14 @@ Rounding: each part of a cost is added up in pico-dollars and rounded once to na
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
 from service.account import prices_list, prices_override
 from service.account.prices_gaps import (
+    NEVER_AS_TEXT,
     SAME_AS,
     UNLISTED,
     US_ONLY,
@@ -23,8 +25,9 @@ from service.account.prices_gaps import (
     undated,
     with_earlier,
 )
-from service.account.prices_list import Listed, Rate, Rates
-from service.record import Certainty, Cost, Usage, Variant
+from service.account.prices_list import MEDIA, Listed, Rate, Rates
+from service.account.prices_parts import added, without_inner
+from service.record import Certainty, Cost, Inner, Usage, Variant
 
 UNPRICED = Cost(Certainty.UNPRICED)
 """Of a model that has no known price."""
@@ -49,6 +52,8 @@ class _Band:
     cache_write_1h: int
     output: int | None
     """None for a model whose output is not paid by the token (it has none, or it is not text)."""
+    media: Mapping[str, int]
+    """By the kinds in `MEDIA` that have a rate of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +89,33 @@ class Prices:
         """What a call that came at Unix time `at` cost. `provider` by the GenAI conventions' name.
 
         Tokens that are None are not priced, and then the cost is `estimated`; so it is where a general rule stands in
-        for a rate that is not listed.
+        for a rate that is not listed, and where the usage itself is not sure of what is billed.
         """
+        if not usage.inner:
+            return self._one(provider, model, usage, variant, at)
+        own = self._one(provider, model, without_inner(usage), variant, at)
+        if own.certainty is Certainty.UNPRICED:
+            return UNPRICED
+        return added([own, *(self._inner(provider, model, inner, variant, at) for inner in usage.inner)])
+
+    def _inner(self, provider: str, model: str, inner: Inner, variant: Variant, at: float) -> Cost:
+        """Of an inference within a call: by its own length and model, the call's where its own has no price. Whether
+        another model's is billed by the call's tier and speed is not known."""
+        cost = self._one(provider, inner.model or model, inner.usage, variant, at)
+        if cost.certainty is Certainty.UNPRICED:
+            cost = replace(self._one(provider, model, inner.usage, variant, at), certainty=Certainty.ESTIMATED)
+        elif inner.model not in (None, model) and _context(variant):
+            cost = replace(cost, certainty=Certainty.ESTIMATED)
+        return cost
+
+    def _one(self, provider: str, model: str, usage: Usage, variant: Variant, at: float) -> Cost:
         found = self._resolved.get((provider, model, variant))
         if found is None or not found.since <= at < found.until:
             found = self._resolve(provider, model, variant, at)
         if not found.bands:
             return UNPRICED
+        if usage.unbilled:
+            return Cost(Certainty.ESTIMATED)
         read = usage.cache_read_tokens or 0
         hour = usage.cache_write_1h_tokens or 0
         written = max(usage.cache_write_tokens or 0, hour)
@@ -103,13 +128,15 @@ class Prices:
         if band.output is None and usage.output_tokens:
             return UNPRICED
         said = usage.input_tokens is not None and (usage.output_tokens is not None or band.output is None)
-        sure = said and found.listed and (not searches or found.web_search is not None)
+        sure = said and found.listed and not usage.unsure and (not searches or found.web_search is not None)
+        sure = sure and not (usage.summed and band.above >= 0)
+        text, special, known = _by_kind(usage, total - read - written, band)
         return Cost(
-            Certainty.EXACT if sure else Certainty.ESTIMATED,
-            input=_nanos((total - read - written) * band.input),
-            cache_read=_nanos(read * band.cache_read),
+            Certainty.EXACT if sure and known else Certainty.ESTIMATED,
+            input=_nanos(special["input"] + text["input"] * band.input),
+            cache_read=_nanos(special["cache_read"] + text["cache_read"] * band.cache_read),
             cache_write=_nanos((written - hour) * band.cache_write + hour * band.cache_write_1h),
-            output=_nanos((usage.output_tokens or 0) * (band.output or 0)),
+            output=_nanos(special["output"] + text["output"] * (band.output or 0)),
             tools=_nanos(searches * (found.web_search or 0)),
         )
 
@@ -148,6 +175,22 @@ class Prices:
             if model := prices_list.find(models, spelling):
                 return with_earlier(provider, model)
         return None
+
+
+def _by_kind(usage: Usage, fresh: int, band: _Band) -> tuple[dict[str, int], dict[str, int], bool]:
+    """By what they are a kind of: tokens at the text's rate, pico-dollars of those with a rate of their own, and whether
+    every kind that should have one has. `fresh`: input tokens that no cache had a part in."""
+    text = {"input": fresh, "cache_read": usage.cache_read_tokens or 0, "output": usage.output_tokens or 0}
+    special, known = dict.fromkeys(text, 0), True
+    for kind, tokens in usage.media:
+        of, rate = kind.rpartition("_")[0], band.media.get(kind)
+        if rate is not None:
+            tokens = min(tokens, text[of])
+            text[of] -= tokens
+            special[of] += tokens * rate
+        elif tokens and kind in NEVER_AS_TEXT:
+            known = False
+    return text, special, known
 
 
 def _nanos(picos: int) -> int:
@@ -210,10 +253,13 @@ def _bands(rates: Rates, factor: Fraction) -> tuple[_Band, ...]:
     write = rates.get("cache_write", fresh)
     inputs = (fresh, rates.get("cache_read", fresh), write, rates.get("cache_write_1h", write))
     output = rates.get("output")
+    media = {kind: rate for kind, rate in rates.items() if kind in MEDIA}
     bands = []
-    for edge in sorted({above for rate in (*inputs, output or ()) for above, _ in rate}):
+    for edge in sorted({above for rate in (*inputs, *media.values(), output or ()) for above, _ in rate}):
         plain_rate, read, five, hour = (_at(rate, edge, factor) for rate in inputs)
-        bands.append(_Band(edge, plain_rate, read, five, hour, None if output is None else _at(output, edge, factor)))
+        out = None if output is None else _at(output, edge, factor)
+        own = {kind: _at(rate, edge, factor) for kind, rate in media.items()}
+        bands.append(_Band(edge, plain_rate, read, five, hour, out, own))
     return tuple(bands)
 
 
