@@ -15,7 +15,7 @@ from service.pacer.grant import Ask, Grant, PoolKey, Refused
 from service.pacer.pacing import Pacer
 from service.policy.pacing import Limit
 from service.policy.size import measured
-from service.record import Answered, Quota
+from service.record import Answered, Quota, Usage
 from service.upstream.client import Prepared
 from service.upstream.provider import Hint, Provider
 
@@ -82,11 +82,16 @@ class Leave:
             self._grant.answered(None)
 
     def used(self, said: Answered) -> None:
-        """What the answer has said of tokens so far: cache reads are free of the limits."""
+        """What the answer has said of tokens so far: cache reads are free of the limits, and other models' inferences
+        within the call (an advisor's) count to theirs."""
         usage = said.usage
         if usage is not None:
-            fresh = None if usage.input_tokens is None else usage.input_tokens - (usage.cache_read_tokens or 0)
-            self._grant.used(fresh, usage.output_tokens)
+            others = [_limited(inner.usage) for inner in usage.inner if inner.model not in (None, said.model)]
+            fresh, output = (
+                None if all_of is None else all_of - sum(other[n] or 0 for other in others)
+                for n, all_of in enumerate(_limited(usage))
+            )
+            self._grant.used(fresh, output)
 
     def settle(self, call: Call) -> None:
         """The call has ended with this attempt."""
@@ -115,6 +120,12 @@ class _Waiting:
         """It is over: what it was for, and how long it was expected to be."""
         if self._span is not None:
             self._pauses.waited_for(self._span, dimension, predicted)
+
+
+def _limited(usage: Usage) -> tuple[int | None, int | None]:
+    """Input and output tokens that limits count."""
+    fresh = None if usage.input_tokens is None else usage.input_tokens - (usage.cache_read_tokens or 0)
+    return fresh, usage.output_tokens
 
 
 def _said(refused: Refused) -> QueueRejected:
