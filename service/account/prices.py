@@ -35,7 +35,7 @@ UNPRICED = Cost(Certainty.UNPRICED)
 BATCH = "batch"
 """The service tier of message batches."""
 
-_ORDINARY = frozenset({"", "standard", "default", "auto", "on_demand"})
+_ORDINARY = frozenset({"", "standard", "default", "auto", "on_demand", "unspecified"})
 _ANYWHERE = frozenset({"", "global", "not_available"})
 _MOST_KEPT = 1024
 _LONGEST_NAME = 200

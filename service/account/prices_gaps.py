@@ -28,6 +28,8 @@ UNLISTED = {
     ("openai", "priority"): Fraction(2),
     ("openai", "fast"): Fraction(2),
     ("gcp.gemini", "batch"): Fraction(1, 2),
+    ("gcp.gemini", "flex"): Fraction(1, 2),
+    ("gcp.gemini", "priority"): Fraction(9, 5),
 }
 """The providers' general rules, for a model (or a day) whose variant the list does not have. [docs] [list]"""
 

@@ -12,10 +12,11 @@ from dataclasses import replace
 import msgspec
 
 from observability.catalog import Outcome
-from service.record import Answered, Usage, Variant
+from service.record import Answered, Variant
+from service.upstream.gemini_usage import Grounding, Said, total
 from service.upstream.json_array import ArrayCutter
 from service.upstream.outcomes import outcome_of_status
-from service.upstream.reading import BodyReader, Count, EventReader
+from service.upstream.reading import BodyReader, EventReader
 
 OVERLOADED = frozenset((503,))
 """Gemini's status UNAVAILABLE: "The model is overloaded"."""
@@ -27,14 +28,6 @@ _REFUSALS = frozenset(
     )
 )  # fmt: skip
 """Finish reasons with which the model, or a filter before or behind it, would not answer."""
-
-
-class _Usage(msgspec.Struct, rename="camel"):
-    prompt_token_count: Count | None = None
-    cached_content_token_count: Count | None = None
-    candidates_token_count: Count | None = None
-    thoughts_token_count: Count | None = None
-    tool_use_prompt_token_count: Count | None = None
 
 
 class _Part(msgspec.Struct, rename="camel"):
@@ -50,6 +43,7 @@ class _Candidate(msgspec.Struct, rename="camel"):
     index: int = 0
     content: _Content | None = None
     finish_reason: str | None = None
+    grounding_metadata: Grounding | None = None
 
 
 class _PromptFeedback(msgspec.Struct, rename="camel"):
@@ -79,7 +73,7 @@ class _Answer(msgspec.Struct, rename="camel"):
 
     candidates: list[_Candidate] | None = None
     prompt_feedback: _PromptFeedback | None = None
-    usage_metadata: _Usage | None = None
+    usage_metadata: Said | None = None
     model_version: str | None = None
     response_id: str | None = None
     error: _Error | None = None
@@ -92,10 +86,11 @@ class _Said:
         self.response_id: str | None = None
         self.model: str | None = None
         self.finish_reason: str | None = None
-        self.usage: _Usage | None = None
+        self.usage: Said | None = None
         self._open: set[int] = set()
         self._finished: set[int] = set()
         self._blocked = False
+        self._groundings: dict[int, Grounding] = {}
 
     def see(self, answer: _Answer) -> None:
         """One more event; what it leaves out stays."""
@@ -104,6 +99,8 @@ class _Said:
         self.usage = answer.usage_metadata or self.usage
         for candidate in answer.candidates or ():
             self._open.add(candidate.index)
+            if candidate.grounding_metadata is not None and candidate.grounding_metadata.looked_up:
+                self._groundings[candidate.index] = candidate.grounding_metadata
             if candidate.finish_reason:
                 self._finished.add(candidate.index)
                 self.finish_reason = candidate.finish_reason
@@ -127,26 +124,9 @@ class _Said:
             response_id=self.response_id,
             model=self.model,
             finish_reason=self.finish_reason,
-            usage=_total(self.usage) if self.usage is not None else None,
-            variant=Variant(),
+            usage=None if self.usage is None else total(self.usage, self._groundings.values(), self.model),
+            variant=Variant(tier=None if self.usage is None else self.usage.service_tier),
         )
-
-
-def _total(usage: _Usage) -> Usage:
-    """The GenAI conventions' usage. The prompt's count includes what was cached; what tools put into it is counted
-    beside it, as thoughts are beside the candidates."""
-    thoughts = usage.thoughts_token_count
-    return Usage(
-        input_tokens=_sum(usage.prompt_token_count, usage.tool_use_prompt_token_count),
-        output_tokens=_sum(usage.candidates_token_count, thoughts),
-        cache_read_tokens=usage.cached_content_token_count,
-        reasoning_tokens=thoughts,
-    )
-
-
-def _sum(*counts: int | None) -> int | None:
-    known = [count for count in counts if count is not None]
-    return sum(known) if known else None
 
 
 class StreamReader(EventReader[_Answer]):

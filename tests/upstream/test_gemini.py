@@ -38,7 +38,7 @@ USAGE = {
     "thoughtsTokenCount": 20,
     "totalTokenCount": 72,
 }
-TOTAL = Usage(input_tokens=45, output_tokens=27, cache_read_tokens=10, reasoning_tokens=20)
+TOTAL = Usage(input_tokens=45, output_tokens=27, cache_read_tokens=10, reasoning_tokens=20, summed=True)
 CHUNKS = [
     chunk("Hel", usage={"promptTokenCount": 40, "candidatesTokenCount": 1, "totalTokenCount": 41}),
     chunk("lo ☀ [{", usage={"promptTokenCount": 40, "candidatesTokenCount": 3}),
