@@ -110,11 +110,12 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class Streaming:
-    """A streamed answer, read as far as its first event."""
+    """A streamed answer, read as far as its first event; `hint` says what it asks for if that is a rate-limit error."""
 
     response: Response
     events: Events
     reader: StreamReader
+    hint: Hint
 
     @property
     def status_shown(self) -> int:
@@ -126,17 +127,18 @@ class Streaming:
         if self.reader.opened_with != "error":
             return None
         outcome, _ = self.reader.ended()
-        return _failure(outcome, self.response.status_code, Hint())
+        return _failure(outcome, self.response.status_code, self.hint)
 
     async def drop(self, call: Call) -> None:
         """End the stream."""
         await self.events.aclose()
-        call.attempts.append(Attempt("http_error", self.response.status_code, model=call.stand_in))
+        status, hint = self.response.status_code, self.hint
+        call.attempts.append(Attempt("http_error", status, hint.limit, hint.retry_after, call.stand_in))
 
     def hand_on(self, exchange: Exchange, call: Call, in_band: InBand) -> Answer:
         """Event by event."""
         relay = Relay(exchange, call, self.response, in_band)
-        body = relay.events(self.events, self.reader)
+        body = relay.events(self.events, self.reader, self.hint)
         return Answer(self.response.status_code, self.response.headers.raw, Body(body, relay.unread))
 
 

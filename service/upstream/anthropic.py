@@ -18,7 +18,7 @@ from service.upstream.anthropic_answers import StreamReader as StreamReader
 from service.upstream.anthropic_answers import WholeReader as WholeReader
 from service.upstream.outcomes import limit_of_429
 from service.upstream.provider import MB, Generated, Hint, Post, Prompt, Provider, Route, Said, decoded, retry_after
-from service.upstream.provider import WholeReader as AnyWholeReader
+from service.upstream.readers import AnyReader
 
 NAME = "anthropic"
 VERSION = "2023-06-01"
@@ -127,9 +127,9 @@ class Anthropic(Provider):
         """From `anthropic-ratelimit-*`."""
         return quotas(headers, seen)
 
-    def hint(self, status: int, headers: Mapping[str, str], body: AnyWholeReader | None) -> Hint:
+    def hint(self, status: int, headers: Mapping[str, str], body: AnyReader | None) -> Hint:
         """By `error.details.error_code`, `retry-after(-ms)` and `x-should-retry`."""
-        code = body.error_code if isinstance(body, WholeReader) else ""
+        code = body.error_code if isinstance(body, WholeReader | StreamReader) else ""
         limit = limit_of_429(headers, code) if status == 429 else None
         word = {"true": True, "false": False}.get(headers.get("x-should-retry", "").lower())
         return Hint(limit, retry_after(headers), word)

@@ -28,6 +28,11 @@ class Error(msgspec.Struct):
     message: str = ""
     details: _Details | None = None
 
+    @property
+    def code(self) -> str:
+        """`details.error_code`; empty when there is none."""
+        return (self.details and self.details.error_code) or ""
+
 
 class Message(msgspec.Struct):
     """An answer to an inference: what is read of it."""
@@ -76,6 +81,8 @@ class StreamReader(EventReader[_Event]):
         self._message = Message()
         self._container = False
         self._stop_reason: str | None = None
+        self.error_code = ""
+        """The provider's `error.details.error_code`; empty when it gave none."""
 
     def _see(self, event: _Event) -> None:
         match event.type:
@@ -97,8 +104,9 @@ class StreamReader(EventReader[_Event]):
             case "message_stop":
                 self.complete = True
             case "error":
-                kind = event.error.type if event.error is not None else Error().type
-                self._error = outcome_of_error(kind), kind
+                error = event.error or Error()
+                self._error = outcome_of_error(error.type), error.type
+                self.error_code = error.code
 
     @property
     def answered(self) -> Answered:
@@ -131,8 +139,7 @@ class WholeReader(BodyReader[_Event]):
     def error_code(self) -> str:
         """The provider's `error.details.error_code`; empty when it gave none."""
         event = self._event()
-        details = event.error.details if event is not None and event.error is not None else None
-        return (details and details.error_code) or ""
+        return event.error.code if event is not None and event.error is not None else ""
 
     def _told(self, event: _Event) -> Answered | None:
         return told(event) if event.type == "message" else None

@@ -6,6 +6,7 @@ Sources: the SDK's types (google-genai 3.4.0) and how genai-prices reads them. F
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -129,7 +130,41 @@ class _Said:
         )
 
 
-class StreamReader(EventReader[_Answer]):
+_DURATION = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?s")
+
+
+class _Failing(ABC):
+    """What an error says beside its status."""
+
+    @abstractmethod
+    def _failed(self) -> _Error | None:
+        """The error, if there is one."""
+
+    @property
+    def reasons(self) -> frozenset[str]:
+        """The `reason` of every detail of an error (google.rpc.ErrorInfo)."""
+        return frozenset(detail.reason for detail in self._details() if detail.reason)
+
+    @property
+    def quota_ids(self) -> tuple[str, ...]:
+        """The quotas that an error says were used up (google.rpc.QuotaFailure)."""
+        return tuple(v.quota_id for detail in self._details() for v in detail.violations or () if v.quota_id)
+
+    @property
+    def retry_delay(self) -> float | None:
+        """What an error asks for, in seconds (google.rpc.RetryInfo); nonsense is None."""
+        for detail in self._details():
+            text = detail.retry_delay if detail.type == _RETRY_INFO else None
+            if text is not None and _DURATION.fullmatch(text):
+                return float(text[:-1])
+        return None
+
+    def _details(self) -> list[_Detail]:
+        error = self._failed()
+        return (error.details if error is not None else None) or []
+
+
+class StreamReader(_Failing, EventReader[_Answer]):
     """Reads a stream: SSE (`alt=sse`), or the elements of one JSON array as they come."""
 
     _decoder = msgspec.json.Decoder(_Answer)
@@ -147,6 +182,10 @@ class StreamReader(EventReader[_Answer]):
         if array:
             self.readable = False  # an event of ours would stand behind the array's end, or without its comma
         self._said = _Said()
+        self._last_error: _Error | None = None
+
+    def _failed(self) -> _Error | None:
+        return self._last_error
 
     def _cut(self, chunk: bytes) -> Iterable[bytes]:
         return super()._cut(chunk) if self._array is None else self._array.feed(chunk)
@@ -154,6 +193,7 @@ class StreamReader(EventReader[_Answer]):
     def _see(self, event: _Answer) -> None:
         if event.error is not None:
             self._error = _outcome(event.error), event.error.status or str(event.error.code or "error")
+            self._last_error = event.error
             return
         self._said.see(event)
         self.complete, self._refused = self._said.complete, self._said.refused
@@ -184,7 +224,7 @@ def _content(part: _Part) -> str:
     return part.text or bytes(part.function_call).decode("utf-8", "replace")
 
 
-class WholeReader(BodyReader["_Answer | list[_Answer]"]):
+class WholeReader(_Failing, BodyReader["_Answer | list[_Answer]"]):
     """Reads a JSON answer that comes in one piece: an answer, a count, a list of models, an error (or a list of one), or
     the array of a stream that was read whole."""
 
@@ -214,32 +254,9 @@ class WholeReader(BodyReader["_Answer | list[_Answer]"]):
         # A key that is not valid is a 400 here.
         return Outcome.CLIENT_AUTH if "API_KEY_INVALID" in self.reasons else super()._outcome(kind)
 
-    @property
-    def reasons(self) -> frozenset[str]:
-        """The `reason` of every detail of an error (google.rpc.ErrorInfo)."""
-        return frozenset(detail.reason for detail in self._details() if detail.reason)
-
-    @property
-    def quota_ids(self) -> tuple[str, ...]:
-        """The quotas that an error says were used up (google.rpc.QuotaFailure)."""
-        return tuple(v.quota_id for detail in self._details() for v in detail.violations or () if v.quota_id)
-
-    @property
-    def retry_delay(self) -> float | None:
-        """What an error asks for, in seconds (google.rpc.RetryInfo); nonsense is None."""
-        for detail in self._details():
-            text = detail.retry_delay if detail.type == _RETRY_INFO else None
-            if text is not None and _DURATION.fullmatch(text):
-                return float(text[:-1])
-        return None
-
-    def _details(self) -> list[_Detail]:
+    def _failed(self) -> _Error | None:
         event = self._event()
-        error = _error(event) if event is not None else None
-        return (error.details if error is not None else None) or []
-
-
-_DURATION = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?s")
+        return None if event is None else _error(event)
 
 
 def _error(event: _Answer | list[_Answer]) -> _Error | None:

@@ -55,6 +55,11 @@ class _Error(msgspec.Struct):
         """The code, which says more, else the type."""
         return str(self.code or self.type or "error")
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """Code and type; empty where it has none."""
+        return str(self.code or ""), self.type or ""
+
 
 class _Function(msgspec.Struct):
     arguments: str | None = None
@@ -133,6 +138,8 @@ class StreamReader(EventReader[_Event]):
         self._seen = _Response()
         self._finish: str | None = None
         self._tools = Tools()
+        self.error = "", ""
+        """Code and type of an error; empty where it has none."""
 
     def _cut(self, chunk: bytes) -> Iterable[bytes]:
         for data in super()._cut(chunk):
@@ -176,6 +183,7 @@ class StreamReader(EventReader[_Event]):
 
     def _fail(self, error: _Error) -> None:
         self._error = _outcome(error), error.kind
+        self.error = error.names
 
     @property
     def answered(self) -> Answered:
@@ -224,8 +232,7 @@ class WholeReader(BodyReader[_Response]):
     def error(self) -> tuple[str, str]:
         """Code and type of an error; empty where it has none."""
         event = self._event()
-        error = event.error if event is not None and event.error is not None else _Error()
-        return str(error.code or ""), error.type or ""
+        return event.error.names if event is not None and event.error is not None else ("", "")
 
 
 def _outcome(error: _Error) -> Outcome:

@@ -223,6 +223,10 @@ def test_a_429_says_which_quota_and_when(details: tuple[dict[str, Any], ...], hi
     assert reader.ended() == (Outcome.UPSTREAM_429, "RESOURCE_EXHAUSTED")
     assert GEMINI.hint(429, {}, reader) == hint
     assert hint.limit in LIMITS_429
+    error = {"code": 429, "message": "no", "status": "RESOURCE_EXHAUSTED", "details": list(details)}
+    stream = read(sse({"error": error}))
+    assert (stream.ended(), stream.opened_with) == ((Outcome.UPSTREAM_429, "RESOURCE_EXHAUSTED"), "error")
+    assert GEMINI.hint(429, {}, stream) == hint
 
 
 @pytest.mark.parametrize(

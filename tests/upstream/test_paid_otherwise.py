@@ -281,3 +281,13 @@ def test_geminis_tier_moves_the_price(
 ) -> None:
     answered = gemini(USAGE | {"serviceTier": tier}, model, stream)
     assert cost(prices, "gcp.gemini", answered) == (certainty, nanos((1000, rates[0]), (100, rates[1])))
+
+
+@BOTH
+def test_the_tier_by_which_gemini_answered_may_stand_in_the_headers_alone(prices: Prices, stream: bool) -> None:
+    answered = gemini(USAGE, "gemini-3.8-flash-lite-tts", stream)
+    assert GEMINI.told(answered, {"content-type": "application/json"}) is answered
+    for tier, rates in (("flex", ("0.25", "3")), ("priority", ("0.90", "10.80")), ("standard", ("0.50", "6"))):
+        told = GEMINI.told(answered, {"x-gemini-service-tier": tier})
+        assert cost(prices, "gcp.gemini", told) == (EXACT, nanos((1000, rates[0]), (100, rates[1])))
+    assert OPENAI.told(answered, {"x-gemini-service-tier": "flex"}) is answered
