@@ -41,7 +41,8 @@ class Capacity:
         if call.operation is None or not isinstance(prepared.body, bytes):
             return None
         text, media = measured(prepared.body)
-        key = PoolKey(self._provider.name, _credential(prepared), self._provider.limit_class(call.model or ""))
+        limits = f"{self._provider.limit_class(call.model or '')} {call.lane}".rstrip()
+        key = PoolKey(self._provider.name, _credential(prepared), limits)
         call.input_estimate = self._pacer.estimate_input(key, text, media)
         ask = Ask(
             client=exchange.client or "",
@@ -60,24 +61,23 @@ class Capacity:
             waiting.done(None, None)
             raise
         waiting.done(grant.dimension, grant.predicted)
-        return Leave(grant)
+        return Leave(grant, call.lane)
 
 
 class Leave:
     """One attempt that may be made. `close` it always."""
 
-    def __init__(self, grant: Grant) -> None:
-        self._grant = grant
+    def __init__(self, grant: Grant, lane: str = "") -> None:
+        self._grant, self._prefix = grant, f"{lane}_" if lane else ""
 
     def answered(self, quotas: Sequence[Quota], status: int, hint: Hint) -> None:
         """The answer's headers are in, and of an error its body."""
         if status == 429 and hint.limit != "spend":
             self._grant.rejected(hint.retry_after, _DIMENSIONS.get(hint.limit or ""))
         elif status < 400:
-            known = [
-                Limit(_DIMENSIONS[q.dimension], q.limit, q.remaining) for q in quotas if q.dimension in _DIMENSIONS
-            ]
-            self._grant.answered(known)
+            ours = [q for q in quotas if q.dimension.startswith(self._prefix)]
+            named = [(_DIMENSIONS.get(q.dimension.removeprefix(self._prefix)), q) for q in ours]
+            self._grant.answered([Limit(name, q.limit, q.remaining) for name, q in named if name is not None])
         else:
             self._grant.answered(None)
 

@@ -204,6 +204,11 @@ class Provider(ABC):
     def limit_class(self, model: str) -> str:
         """The models that share one rate limit with `model` have the same class."""
 
+    def lane(self, asked: Asked | None) -> str:
+        """What sets a request apart from those that share its model's limits, because it has limits of its own; else
+        empty. Its quotas' dimensions begin with the lane's name."""
+        return ""
+
     @abstractmethod
     def credential(self, key: str) -> tuple[bytes, bytes]:
         """The header that carries our key."""
