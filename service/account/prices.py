@@ -156,6 +156,8 @@ class Prices:
         found = _Resolved(float("-inf"), float("inf"))
         if listed is not None:
             found = _rates_at(provider, plain(model), listed, variant, at)
+            if not any(prices_list.is_named(listed.match, name) for name in _spellings(provider, plain(model))):
+                found = replace(found, listed=False)
         if len(kept) >= _MOST_KEPT:
             # Names come from clients: whoever asks for thousands makes this work again, and no memory grow.
             kept.clear()
@@ -167,14 +169,19 @@ class Prices:
         if own := self._own.get((provider, name)) or self._own.get((provider, bare)):
             return own
         models = self._listed.get(provider, ())
-        names = [name]
-        if provider == "anthropic":
-            # A Claude model keeps its price under every date; elsewhere a dated model may be a model of its own.
-            names += [bare, SAME_AS.get((provider, bare), bare)]
-        for spelling in dict.fromkeys(names):
+        for spelling in _spellings(provider, name):
             if model := prices_list.find(models, spelling):
                 return with_earlier(provider, model)
         return None
+
+
+def _spellings(provider: str, name: str) -> list[str]:
+    """Under which names to look for a model."""
+    names, bare = [name], undated(name)
+    if provider == "anthropic":
+        # A Claude model keeps its price under every date; elsewhere a dated model may be a model of its own.
+        names += [bare, SAME_AS.get((provider, bare), bare)]
+    return list(dict.fromkeys(names))
 
 
 def _by_kind(usage: Usage, fresh: int, band: _Band) -> tuple[dict[str, int], dict[str, int], bool]:

@@ -191,3 +191,27 @@ def _matches(clause: Any, name: str) -> bool:
             return all(_matches(part, name) for part in wanted)
         case _:
             raise ValueError(f"the price list has a clause we do not know: {kind}")
+
+
+_ENDING = re.compile(r"(?:[-@](?:20\d{6}|20\d\d-\d\d-\d\d|\d\d-20\d\d|0\d\d|latest|preview))*")
+
+_FINE_TUNED = "ft:"
+"""How names begin that end as their owner likes."""
+
+
+def is_named(clause: Any, name: str) -> bool:
+    """Whether a name that one of the list's clauses matches is the model's own, with at most a day or a usual ending after
+    it: a new model's may begin like an old one's."""
+    if clause is None:
+        return True
+    ((kind, wanted),) = vars(clause).items()
+    match kind:
+        case "starts_with":
+            own = wanted.startswith(_FINE_TUNED) or _ENDING.fullmatch(name, len(wanted.rstrip("-"))) is not None
+            return own and _matches(clause, name)
+        case "or_":
+            return any(is_named(part, name) for part in wanted)
+        case "and_":
+            return all(is_named(part, name) for part in wanted)
+        case _:
+            return kind in ("equals", "regex") and _matches(clause, name)
