@@ -109,9 +109,7 @@ class Prices:
         return cost
 
     def _one(self, provider: str, model: str, usage: Usage, variant: Variant, at: float) -> Cost:
-        found = self._resolved.get((provider, model, variant))
-        if found is None or not found.since <= at < found.until:
-            found = self._resolve(provider, model, variant, at)
+        found = self._rates(provider, model, variant, at)
         if not found.bands:
             return UNPRICED
         if usage.unbilled:
@@ -140,6 +138,10 @@ class Prices:
             tools=_nanos(searches * (found.web_search or 0)),
         )
 
+    def since(self, provider: str, model: str, variant: Variant, at: float) -> float:
+        """Unix time since which the price that holds at `at` has been what it is; minus infinity if always, or unknown."""
+        return self._rates(provider, model, variant, at).since
+
     def batch_saving(self, provider: str, model: str, usage: Usage, variant: Variant, at: float) -> int | None:
         """How many nano-dollars the usage costs less in a message batch than sent one by one: what a batch's call
         saved, or another call has forgone. None when the model is not priced."""
@@ -147,6 +149,12 @@ class Prices:
         batch = replace(variant, tier=BATCH, speed=None)
         dear, cheap = (self.cost(provider, model, usage, v, at) for v in (single, batch))
         return None if Certainty.UNPRICED in (dear.certainty, cheap.certainty) else max(0, dear.total - cheap.total)
+
+    def _rates(self, provider: str, model: str, variant: Variant, at: float) -> _Resolved:
+        found = self._resolved.get((provider, model, variant))
+        if found is None or not found.since <= at < found.until:
+            found = self._resolve(provider, model, variant, at)
+        return found
 
     def _resolve(self, provider: str, model: str, variant: Variant, at: float) -> _Resolved:
         if len(model) > _LONGEST_NAME:

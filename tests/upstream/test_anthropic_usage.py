@@ -147,6 +147,28 @@ def test_searches_cost_and_fetches_do_not(prices: Prices, answer: Any) -> None:
     assert cost(prices, answer(usage)) == (Certainty.EXACT, nanos((10, "4"), (10, "20")) + 3 * 10_000_000)
 
 
+@EVERY_KIND
+@pytest.mark.parametrize(
+    ("said", "factor", "certainty"),
+    [
+        ({"speed": "standard", "service_tier": "standard", "inference_geo": "global"}, "1", Certainty.EXACT),
+        ({"speed": "fast"}, "2", Certainty.EXACT),
+        ({"speed": "fast", "inference_geo": "us"}, "2.2", Certainty.EXACT),
+        ({"service_tier": "batch", "inference_geo": "us"}, "0.55", Certainty.EXACT),
+        ({"service_tier": "priority"}, "1", Certainty.ESTIMATED),
+        ({"inference_geo": "eu"}, "1", Certainty.ESTIMATED),
+    ],
+)
+def test_speed_tier_and_place_move_the_price_of_everything_but_searches(
+    prices: Prices, answer: Any, said: dict[str, str], factor: str, certainty: Certainty
+) -> None:
+    message, compaction = turn(i=100, o=20, read=300, five=40, hour=60), turn("compaction", i=1000, o=200)
+    searched = {"web_search_requests": 2}
+    answered = answer(top(message, iterations=[message, compaction], server_tool_use=searched, **said))
+    plain = nanos((1100, "4"), (300, "0.20"), (40, "5"), (60, "8"), (220, "20"))
+    assert cost(prices, answered) == (certainty, int(plain * Decimal(factor)) + 20_000_000)
+
+
 FALLBACK = [turn(i=2, o=578, read=72_769, five=10_421, model="claude-fable-5-2"),
             turn("fallback_message", i=2, o=13_658, read=79_214, model="claude-opus-4-8")]  # fmt: skip
 FALLBACK_COST = nanos(
