@@ -81,6 +81,11 @@ class Leave:
         else:
             self._grant.answered(None)
 
+    def limited(self, hint: Hint) -> None:
+        """A rate-limit error came inside an answer that had begun as a good one; a `hint` without a limit is none."""
+        if hint.limit is not None:
+            self.answered((), 429, hint)
+
     def used(self, said: Answered) -> None:
         """What the answer has said of tokens so far: cache reads are free of the limits, and other models' inferences
         within the call (an advisor's) count to theirs."""
@@ -96,6 +101,8 @@ class Leave:
     def settle(self, call: Call) -> None:
         """The call has ended with this attempt."""
         self.used(call.answered())
+        if call.attempts:
+            self.limited(Hint(call.attempts[-1].limit, call.attempts[-1].retry_after))
         self.close(sent=not call.attempts or call.attempts[-1].reason != "not_sent")
 
     def close(self, *, sent: bool = True) -> None:

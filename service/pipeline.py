@@ -29,7 +29,7 @@ from service.relay import Chunks, Events, abandon, end_with, fail, read_whole
 from service.results import Failed, Large, Result, Streaming, Whole
 from service.tries import Budget, Plan, StandIn, Tries
 from service.upstream.client import Client, Prepared, Response
-from service.upstream.provider import Hint, Provider, Said
+from service.upstream.provider import Hint, Provider, Said, StreamReader
 
 _LIMITED = 429
 """The status that an answer would have had whose 200 turns out to be a rate-limit error."""
@@ -224,13 +224,11 @@ class Pipeline:
             call.answered = lambda: provider.told(stream.answered, response.headers)
             events = Events(chunks, stream)
             await events.open()
-            limited = stream.opened_with == "error" and stream.ended()[0] is Outcome.UPSTREAM_429
-            hint = provider.hint(_LIMITED, response.headers, stream) if limited else Hint()
-            if leave is not None and limited:
-                leave.answered(call.quotas, _LIMITED, hint)
-            elif leave is not None:
+            streaming = Streaming(response, events, stream, lambda: _hint(provider, response, stream))
+            if leave is not None:
                 leave.used(stream.answered)
-            return Streaming(response, events, stream, hint)
+                leave.limited(streaming.hint())
+            return streaming
         if status < 400 and job.large:
             return Large(response, chunks)
         whole = provider.whole_reader(status, inference=call.operation is not None, encoding=encoding)
@@ -246,6 +244,12 @@ class Pipeline:
         if leave is not None and meant >= 400:
             leave.answered(call.quotas, meant, hint)
         return Whole(response, body, hint, outcome, error_type)
+
+
+def _hint(provider: Provider, response: Response, stream: StreamReader) -> Hint:
+    """What the rate-limit error asks for with which a stream has ended; nothing for any other stream."""
+    limited = stream.ended()[0] is Outcome.UPSTREAM_429
+    return provider.hint(_LIMITED, response.headers, stream) if limited else Hint()
 
 
 def _within(job: _Job, left: float) -> _Job:

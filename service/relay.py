@@ -151,9 +151,9 @@ class Relay:
         call.attempts.append(Attempt("ok", self._status, model=call.stand_in))
         exchange.end_call(call, Outcome.OK, None)
 
-    async def events(self, events: Events, reader: StreamReader, hint: Hint) -> AsyncGenerator[bytes]:
-        """A streamed answer, event by event as it arrives; what ends it early is told in-band, at an event's end. `hint`: of
-        an error that it opens with."""
+    async def events(self, events: Events, reader: StreamReader, hint: Callable[[], Hint]) -> AsyncGenerator[bytes]:
+        """A streamed answer, event by event as it arrives; what ends it early is told in-band, at an event's end. `hint`
+        tells what a rate-limit error in it asks for."""
         exchange, call = self._exchange, self._call
         splitter = sse.Splitter()
         failure: GatewayError | None = None
@@ -162,8 +162,8 @@ class Relay:
                 async for chunk in events:
                     if reader.over and not call.ended:
                         # Before the last word goes out, however long the provider then keeps its connection open.
-                        told = Attempt("ok", self._status, hint.limit, hint.retry_after, call.stand_in)
-                        call.attempts.append(told)
+                        asks = hint()
+                        call.attempts.append(Attempt("ok", self._status, asks.limit, asks.retry_after, call.stand_in))
                         exchange.end_call(call, *reader.ended())
                     if whole := splitter.feed(chunk) if reader.readable else chunk:
                         yield whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -110,12 +111,12 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class Streaming:
-    """A streamed answer, read as far as its first event; `hint` says what it asks for if that is a rate-limit error."""
+    """A streamed answer, read as far as its first event; `hint` tells what a rate-limit error in it asks for, once it is in."""
 
     response: Response
     events: Events
     reader: StreamReader
-    hint: Hint
+    hint: Callable[[], Hint]
 
     @property
     def status_shown(self) -> int:
@@ -127,12 +128,12 @@ class Streaming:
         if self.reader.opened_with != "error":
             return None
         outcome, _ = self.reader.ended()
-        return _failure(outcome, self.response.status_code, self.hint)
+        return _failure(outcome, self.response.status_code, self.hint())
 
     async def drop(self, call: Call) -> None:
         """End the stream."""
         await self.events.aclose()
-        status, hint = self.response.status_code, self.hint
+        status, hint = self.response.status_code, self.hint()
         call.attempts.append(Attempt("http_error", status, hint.limit, hint.retry_after, call.stand_in))
 
     def hand_on(self, exchange: Exchange, call: Call, in_band: InBand) -> Answer:

@@ -95,6 +95,22 @@ def test_the_next_call_waits_until_the_time_that_it_named(stage: Scene) -> None:
         assert after["queue_s"] > 1
 
 
+def test_in_the_middle_of_a_stream_it_is_the_clients_and_counted_all_the_same(stage: Scene) -> None:
+    before, model = counted(stage), new_model()
+    error = event("error", error={"type": "rate_limit_error", "message": "no"})
+
+    def play(connection: socket.socket, seen: Seen) -> None:
+        head = SSE_HEAD[:-2] + b"retry-after: 1\r\n\r\n"
+        connection.sendall(head + chunk(claude.start() + error) + LAST_CHUNK)
+
+    stage.plays(play)
+    got, line = asked(stage, model)
+    assert (got.body, line["outcome"], line["attempts"]) == (claude.start() + error, "upstream_429", 1)
+    assert grown(before, counted(stage)) == {"unknown": 1}
+    stage.plays(good)
+    assert asked(stage, model)[1]["queue_s"] > 0.3
+
+
 def test_a_spend_limit_is_not_tried_again_and_holds_nobody_up(stage: Scene) -> None:
     before, model = counted(stage), new_model()
     stage.plays(opens_with_error("rate_limit_error", error_code="enforced_spend_limit_reached"))
