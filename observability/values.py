@@ -54,8 +54,9 @@ ERROR_TYPES = frozenset(
 )
 """Values of `error_type`: the provider's own type where it gave one, else our outcome or the reason; the rest `_OTHER`."""
 
-QUOTA_DIMENSIONS = ("requests", "input_tokens", "output_tokens", "tokens")
-"""The provider's limits whose headroom its headers tell (`dimension` label); `tokens`: OpenAI counts both together."""
+QUOTA_DIMENSIONS = ("requests", "input_tokens", "output_tokens", "tokens", "fast_input_tokens", "fast_output_tokens")
+"""The provider's limits whose headroom its headers tell (`dimension` label); `tokens`: OpenAI counts both together;
+`fast_…`: of Claude's fast mode."""
 
 QUOTA_SECONDS = 60.0
 """How long a limit's headroom is shown after its last sighting, or until the limit is full again if that is later."""

@@ -15,7 +15,7 @@ from service.pacer.grant import Ask, Grant, PoolKey, Refused
 from service.pacer.pacing import Pacer
 from service.policy.pacing import Limit
 from service.policy.size import measured
-from service.record import Answered, Quota
+from service.record import Answered, Quota, Usage
 from service.upstream.client import Prepared
 from service.upstream.provider import Hint, Provider
 
@@ -41,7 +41,8 @@ class Capacity:
         if call.operation is None or not isinstance(prepared.body, bytes):
             return None
         text, media = measured(prepared.body)
-        key = PoolKey(self._provider.name, _credential(prepared), self._provider.limit_class(call.model or ""))
+        limits = f"{self._provider.limit_class(call.model or '')} {call.lane}".rstrip()
+        key = PoolKey(self._provider.name, _credential(prepared), limits)
         ask = Ask(
             client=exchange.client or "",
             max_wait=max(0.0, min(self._longest, left)),
@@ -60,35 +61,44 @@ class Capacity:
             raise
         waiting.done(grant.dimension, grant.predicted)
         call.input_estimate = grant.estimate
-        return Leave(grant)
+        return Leave(grant, call.lane)
 
 
 class Leave:
     """One attempt that may be made. `close` it always."""
 
-    def __init__(self, grant: Grant) -> None:
-        self._grant = grant
+    def __init__(self, grant: Grant, lane: str = "") -> None:
+        self._grant, self._prefix = grant, f"{lane}_" if lane else ""
 
     def answered(self, quotas: Sequence[Quota], status: int, hint: Hint) -> None:
         """The answer's headers are in, and of an error its body."""
         if status == 429 and hint.limit != "spend":
             self._grant.rejected(hint.retry_after, _DIMENSIONS.get(hint.limit or ""))
         elif status < 400:
-            known = [
-                Limit(_DIMENSIONS[q.dimension], q.limit, q.remaining) for q in quotas if q.dimension in _DIMENSIONS
-            ]
-            self._grant.answered(known)
+            ours = [q for q in quotas if q.dimension.startswith(self._prefix)]
+            named = [(_DIMENSIONS.get(q.dimension.removeprefix(self._prefix)), q) for q in ours]
+            self._grant.answered([Limit(name, q.limit, q.remaining) for name, q in named if name is not None])
         else:
             self._grant.answered(None)
 
+    def limited(self, hint: Hint) -> None:
+        """A rate-limit error came inside an answer that had begun as a good one; a `hint` without a limit is none."""
+        if hint.limit is not None:
+            self.answered((), 429, hint)
+
     def used(self, said: Answered) -> None:
-        """What the answer has said of tokens so far: cache reads are free of the limits."""
-        self._grant.used(*_billed(said))
+        """What the answer has said of tokens so far."""
+        if said.usage is not None:
+            self._grant.used(*_billed(said))
 
     def settle(self, call: Call) -> None:
         """The call has ended with this attempt."""
-        sent = not call.attempts or call.attempts[-1].reason != "not_sent"
-        tokens_in, tokens_out = _billed(call.answered())
+        said, last = call.answered(), call.attempts[-1] if call.attempts else None
+        if last is not None and last.limit is not None:
+            self.used(said)
+            self.limited(Hint(last.limit, last.retry_after))
+        sent = last is None or last.reason != "not_sent"
+        tokens_in, tokens_out = _billed(said)
         self._grant.close(sent=sent, input_tokens=tokens_in, output_tokens=tokens_out)
 
     def close(self, *, sent: bool = True) -> None:
@@ -97,12 +107,17 @@ class Leave:
 
 
 def _billed(said: Answered) -> tuple[int | None, int | None]:
-    """Input and output tokens that count against the limits, as far as they have been told."""
-    usage = said.usage
-    if usage is None:
+    """Input and output tokens that count against the model's limits, as far as they have been told: other models'
+    inferences within the call (an advisor's) count to theirs."""
+    if said.usage is None:
         return None, None
-    fresh = None if usage.input_tokens is None else usage.input_tokens - (usage.cache_read_tokens or 0)
-    return fresh, usage.output_tokens
+    fresh, output = _limited(said.usage)
+    for inner in said.usage.inner:
+        if inner.model not in (None, said.model):
+            other = _limited(inner.usage)
+            fresh = None if fresh is None else fresh - (other[0] or 0)
+            output = None if output is None else output - (other[1] or 0)
+    return fresh, output
 
 
 class _Waiting:
@@ -122,6 +137,12 @@ class _Waiting:
         """It is over: what it was for, and how long it was expected to be."""
         if self._span is not None:
             self._pauses.waited_for(self._span, dimension, predicted)
+
+
+def _limited(usage: Usage) -> tuple[int | None, int | None]:
+    """Input and output tokens that limits count: cache reads are free of them."""
+    fresh = None if usage.input_tokens is None else usage.input_tokens - (usage.cache_read_tokens or 0)
+    return fresh, usage.output_tokens
 
 
 def _said(refused: Refused) -> QueueRejected:

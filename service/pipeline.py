@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import aclosing
 
 import msgspec
 from msgspec.structs import replace
@@ -23,20 +22,19 @@ from service.allowances import Allowances
 from service.answer import Answer
 from service.caching import Asked, Caching
 from service.capacity import Capacity, Leave
-from service.errors import GatewayError, InvalidAnswer, QueueRejected, UpstreamFailed
+from service.errors import GatewayError, QueueRejected, UpstreamFailed
 from service.policy.pacing import TOKENS_PER_MEDIUM
 from service.policy.retry import Failure, Pause, Stop
 from service.policy.size import measured
 from service.record import Answered
-from service.relay import Chunks, Events, abandon, end_with, fail
+from service.relay import Chunks, Events, abandon, end_with, fail, read_whole
 from service.results import Failed, Large, Result, Streaming, Whole
 from service.tries import Budget, Plan, StandIn, Tries
 from service.upstream.client import Client, Prepared, Response
-from service.upstream.provider import Hint, Provider, Said
+from service.upstream.provider import Hint, Provider, Said, StreamReader
 
-MAX_WHOLE = 64 * 1024 * 1024
-"""Bytes of a JSON answer that are held to be read whole; a larger one is no answer the API gives."""
-
+_LIMITED = 429
+"""The status that an answer would have had whose 200 turns out to be a rate-limit error."""
 _LEAST = 0.1
 """Seconds that an attempt gets for its first byte at least."""
 
@@ -224,26 +222,35 @@ class Pipeline:
         chunks = Chunks(response.stream, job.exchange.lifetime, call, self._total_timeout, self._client.idle_timeout)
         if status < 400 and provider.is_stream(kind, asked=call.streaming):
             stream = provider.stream_reader(call.elapsed, call.first_chunk_event, kind, encoding)
-            call.answered = lambda: stream.answered
+            call.answered = lambda: provider.told(stream.answered, response.headers)
             events = Events(chunks, stream)
             await events.open()
+            streaming = Streaming(response, events, stream, lambda: _hint(provider, response, stream))
             if leave is not None:
                 leave.used(stream.answered)
-            return Streaming(response, events, stream)
+                leave.limited(streaming.hint())
+            return streaming
         if status < 400 and job.large:
             return Large(response, chunks)
         whole = provider.whole_reader(status, inference=call.operation is not None, encoding=encoding)
-        call.answered = lambda: whole.answered
-        body = await _read(chunks, whole.feed)
+        call.answered = lambda: provider.told(whole.answered, response.headers)
+        body = await read_whole(chunks, whole.feed)
         if job.check is not None and status < 400:
             job.check(body)
         outcome, error_type = whole.ended()
         if self._injects and outcome is Outcome.CLIENT_AUTH:
             outcome = Outcome.UPSTREAM_ERROR
-        hint = provider.hint(status, response.headers, whole) if status >= 400 else Hint()
-        if leave is not None and status >= 400:
-            leave.answered(call.quotas, status, hint)
+        meant = _LIMITED if outcome is Outcome.UPSTREAM_429 else status
+        hint = provider.hint(meant, response.headers, whole) if meant >= 400 else Hint()
+        if leave is not None and meant >= 400:
+            leave.answered(call.quotas, meant, hint)
         return Whole(response, body, hint, outcome, error_type)
+
+
+def _hint(provider: Provider, response: Response, stream: StreamReader) -> Hint:
+    """What the rate-limit error asks for with which a stream has ended; nothing for any other stream."""
+    limited = stream.ended()[0] is Outcome.UPSTREAM_429
+    return provider.hint(_LIMITED, response.headers, stream) if limited else Hint()
 
 
 def _within(job: _Job, left: float) -> _Job:
@@ -260,20 +267,6 @@ def _guessed(job: _Job) -> int | None:
         return None
     text, media = measured(job.prepared.body)
     return tokens_of(text) + round(media * TOKENS_PER_MEDIUM)
-
-
-async def _read(chunks: Chunks, feed: Callable[[bytes], None]) -> bytes:
-    """The whole body of a JSON answer, also shown to `feed`. Raises `UpstreamFailed`."""
-    parts: list[bytes] = []
-    size = 0
-    async with aclosing(chunks):
-        async for chunk in chunks:
-            feed(chunk)
-            parts.append(chunk)
-            size += len(chunk)
-            if size > MAX_WHOLE:
-                raise InvalidAnswer(f"the provider's answer is over {MAX_WHOLE} bytes")
-    return b"".join(parts)
 
 
 def said(error: GatewayError, exchange: Exchange | None) -> Said:

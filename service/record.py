@@ -39,6 +39,26 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     """The part of the cache writes that is kept for an hour, and costs more; the rest is kept for five minutes."""
     web_searches: int | None = None
     """Server-side searches, paid by the piece."""
+    media: tuple[tuple[str, int], ...] = ()
+    """Tokens that may have a price of their own, parts of the counts above: what (`input_audio`, `cache_read_audio`,
+    `output_image`, …) and how many. A cached one is not an `input_…` too."""
+    inner: tuple[Inner, ...] = ()
+    """Inferences of their own within the call; the counts above include them."""
+    summed: bool = False
+    """Whether several prompts are added up in it, as a loop of server-side tools makes them: how long the longest was, by
+    which a price may go, is then not known."""
+    unbilled: bool = False
+    """Whether the provider says that it does not bill such an answer: a refusal before any output."""
+    unsure: bool = False
+    """Whether something was, or may have been, billed that the counts do not tell, or otherwise than they tell."""
+
+
+class Inner(msgspec.Struct, frozen=True, gc=False):
+    """An inference that the provider made within a call and bills by itself: a compaction, an advisor's, one that was
+    declined half-way before a fallback answered. `model` None: the call's own."""
+
+    usage: Usage
+    model: str | None = None
 
 
 class Variant(msgspec.Struct, frozen=True, gc=False):
@@ -59,7 +79,8 @@ class Certainty(StrEnum):
     EXACT = "exact"
     """The provider said all its tokens and the price is known."""
     ESTIMATED = "estimated"
-    """The provider did not say all its tokens (the client left, the stream broke): the rest was worked out."""
+    """The provider did not say all its tokens (the client left, the stream broke) and the rest was worked out; or what it
+    bills for them is not wholly known (README, "What it cost")."""
     UNPRICED = "unpriced"
     """No price is known for the model: no amount, and never 0."""
 

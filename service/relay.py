@@ -17,6 +17,7 @@ from service.errors import (
     Draining,
     GatewayError,
     InternalError,
+    InvalidAnswer,
     Limited,
     UpstreamFailed,
     is_refusal,
@@ -25,7 +26,7 @@ from service.lifetime import Ending, Lifetime, absorb_cancellation
 from service.record import Attempt
 from service.upstream import sse
 from service.upstream.client import Response, Stream
-from service.upstream.provider import StreamReader
+from service.upstream.provider import Hint, StreamReader
 
 _DELIVERY = 65_536
 """Bytes handed on at a time of a body that is in."""
@@ -34,6 +35,8 @@ _OPENING = 65_536
 
 _QUIET = 1.0
 """Seconds of silence after which a stream that has no end marker is taken at its word that it is over."""
+MAX_WHOLE = 64 * 1024 * 1024
+"""Bytes of a JSON answer that are held to be read whole; a larger one is no answer the API gives."""
 
 InBand = Callable[[GatewayError], bytes]
 """Writes an error as an event of the provider's stream."""
@@ -176,8 +179,9 @@ class Relay:
         call.attempts.append(Attempt("ok", self._status, model=call.stand_in))
         exchange.end_call(call, Outcome.OK, None)
 
-    async def events(self, events: Events, reader: StreamReader) -> AsyncGenerator[bytes]:
-        """A streamed answer, event by event as it arrives; what ends it early is told in-band, at an event's end."""
+    async def events(self, events: Events, reader: StreamReader, hint: Callable[[], Hint]) -> AsyncGenerator[bytes]:
+        """A streamed answer, event by event as it arrives; what ends it early is told in-band, at an event's end. `hint`
+        tells what a rate-limit error in it asks for."""
         exchange, call = self._exchange, self._call
         splitter = sse.Splitter()
         failure: GatewayError | None = None
@@ -186,7 +190,8 @@ class Relay:
                 async for chunk in events:
                     if reader.over and not call.ended and await events.is_over():
                         # Before the last word goes out, however long the provider then keeps its connection open.
-                        call.attempts.append(Attempt("ok", self._status, model=call.stand_in))
+                        asks = hint()
+                        call.attempts.append(Attempt("ok", self._status, asks.limit, asks.retry_after, call.stand_in))
                         exchange.end_call(call, *reader.ended())
                     if whole := splitter.feed(chunk) if reader.readable else chunk:
                         yield whole
@@ -217,6 +222,20 @@ class Relay:
         """The answer was given up before anybody began to read it."""
         await self._response.stream.aclose()
         abandon(self._exchange, self._call, None, self._status)
+
+
+async def read_whole(chunks: Chunks, feed: Callable[[bytes], None]) -> bytes:
+    """The whole body of a JSON answer, also shown to `feed`. Raises `UpstreamFailed`."""
+    parts: list[bytes] = []
+    size = 0
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            feed(chunk)
+            parts.append(chunk)
+            size += len(chunk)
+            if size > MAX_WHOLE:
+                raise InvalidAnswer(f"the provider's answer is over {MAX_WHOLE} bytes")
+    return b"".join(parts)
 
 
 def fail(exchange: Exchange, call: Call, error: GatewayError, status: int | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
@@ -108,11 +109,12 @@ class Whole(msgspec.Struct, frozen=True):
 
 
 class Streaming(msgspec.Struct, frozen=True):
-    """A streamed answer, read as far as its first event."""
+    """A streamed answer, read as far as its first event; `hint` tells what a rate-limit error in it asks for, once it is in."""
 
     response: Response
     events: Events
     reader: StreamReader
+    hint: Callable[[], Hint]
 
     @property
     def status_shown(self) -> int:
@@ -124,17 +126,18 @@ class Streaming(msgspec.Struct, frozen=True):
         if self.reader.opened_with != "error":
             return None
         outcome, _ = self.reader.ended()
-        return _failure(outcome, self.response.status_code, Hint())
+        return _failure(outcome, self.response.status_code, self.hint())
 
     async def drop(self, call: Call) -> None:
         """End the stream."""
         await self.events.aclose()
-        call.attempts.append(Attempt("http_error", self.response.status_code, model=call.stand_in))
+        status, hint = self.response.status_code, self.hint()
+        call.attempts.append(Attempt("http_error", status, hint.limit, hint.retry_after, call.stand_in))
 
     def hand_on(self, exchange: Exchange, call: Call, in_band: InBand) -> Answer:
         """Event by event."""
         relay = Relay(exchange, call, self.response, in_band)
-        body = relay.events(self.events, self.reader)
+        body = relay.events(self.events, self.reader, self.hint)
         return Answer(self.response.status_code, self.response.headers.raw, Body(body, relay.unread))
 
 

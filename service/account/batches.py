@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from msgspec.structs import replace
+
 from observability import catalog
 from observability.catalog import Metric, Outcome
 from observability.metrics import Labels, Metrics
@@ -25,6 +27,8 @@ UNREADABLE = "unreadable"
 """Why a result is lost (`reason`): it could not be read as it passed."""
 SHOWN_SECONDS = 12.0
 """How long a gauge stands after it was last seen: the ledger's thread looks every five seconds, and one look may fail."""
+OLDEST = 30 * 86_400.0
+"""Seconds that a batch's results can be old, at most and a little more: they can be fetched for 29 days."""
 _MOST_REMEMBERED = 4096
 
 if TYPE_CHECKING:
@@ -95,12 +99,19 @@ class BatchBooks:
         )
 
     def _cost(self, provider: str, answered: Answered, now: float) -> tuple[Cost, int | None]:
-        """At the batch price whatever tier the answer names, and what it saved; unpriced without model or input tokens."""
+        """At the batch price whatever tier the answer names, and what it saved; unpriced without model or input tokens.
+
+        Which day the batch was worked on is not told: if the price has changed since the earliest that it can have been,
+        the cost is an estimate.
+        """
         usage, model = answered.usage, answered.model
         if usage is None or usage.input_tokens is None or model is None:
             return UNPRICED, None
         geo = answered.variant.geo
-        cost = self._prices.cost(provider, model, usage, Variant(BATCH, None, geo), now)
+        variant = Variant(BATCH, None, geo)
+        cost = self._prices.cost(provider, model, usage, variant, now)
+        if cost.certainty is Certainty.EXACT and self._prices.since(provider, model, variant, now) > now - OLDEST:
+            cost = replace(cost, certainty=Certainty.ESTIMATED)
         if cost.certainty is Certainty.UNPRICED:
             return cost, None
         alone = self._prices.cost(provider, model, usage, Variant(None, None, geo), now)

@@ -44,6 +44,8 @@ class Call:
         asked = attributes.get(Attr.REQUEST_MAX_TOKENS)
         self.max_output = asked if isinstance(asked, int) else None
         """Output tokens that the request allows; None: no bound."""
+        self.lane = ""
+        """Which limits it counts to, when not to its model's ordinary ones (`Provider.lane`)."""
         self.wanted = model
         """The model that was asked for; `model` is the one that is asked now."""
         self.span: Span | None = None

@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
+import msgspec
 from msgspec.structs import replace
 
 from service.account import prices_list
 from service.account.prices_gaps import (
+    NEVER_AS_TEXT,
     SAME_AS,
     UNLISTED,
     US_ONLY,
@@ -25,8 +27,9 @@ from service.account.prices_gaps import (
     undated,
     with_earlier,
 )
-from service.account.prices_list import Listed, Rate, Rates
-from service.record import Certainty, Cost, Usage, Variant
+from service.account.prices_list import MEDIA, Listed, Rate, Rates
+from service.account.prices_parts import added, without_inner
+from service.record import Certainty, Cost, Inner, Usage, Variant
 
 UNPRICED = Cost(Certainty.UNPRICED)
 """Of a model that has no known price."""
@@ -34,7 +37,7 @@ UNPRICED = Cost(Certainty.UNPRICED)
 BATCH = "batch"
 """The service tier of message batches."""
 
-_ORDINARY = frozenset({"", "standard", "default", "auto", "on_demand"})
+_ORDINARY = frozenset({"", "standard", "default", "auto", "on_demand", "unspecified"})
 _ANYWHERE = frozenset({"", "global", "not_available"})
 _MOST_KEPT = 1024
 _LONGEST_NAME = 200
@@ -51,10 +54,11 @@ class _Band:
     cache_write_1h: int
     output: int | None
     """None for a model whose output is not paid by the token (it has none, or it is not text)."""
+    media: Mapping[str, int]
+    """By the kinds in `MEDIA` that have a rate of their own."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Resolved:
+class _Resolved(msgspec.Struct, frozen=True):
     """Rates of one model and variant from Unix time `since` until `until`; no bands: not priced.
 
     `listed` is false where a general rule had to stand in for a rate.
@@ -86,13 +90,31 @@ class Prices:
         """What a call that came at Unix time `at` cost. `provider` by the GenAI conventions' name.
 
         Tokens that are None are not priced, and then the cost is `estimated`; so it is where a general rule stands in
-        for a rate that is not listed.
+        for a rate that is not listed, and where the usage itself is not sure of what is billed.
         """
-        found = self._resolved.get((provider, model, variant))
-        if found is None or not found.since <= at < found.until:
-            found = self._resolve(provider, model, variant, at)
+        if not usage.inner:
+            return self._one(provider, model, usage, variant, at)
+        own = self._one(provider, model, without_inner(usage), variant, at)
+        if own.certainty is Certainty.UNPRICED:
+            return UNPRICED
+        return added([own, *(self._inner(provider, model, inner, variant, at) for inner in usage.inner)])
+
+    def _inner(self, provider: str, model: str, inner: Inner, variant: Variant, at: float) -> Cost:
+        """Of an inference within a call: by its own length and model, the call's where its own has no price. Whether
+        another model's is billed by the call's tier and speed is not known."""
+        cost = self._one(provider, inner.model or model, inner.usage, variant, at)
+        if cost.certainty is Certainty.UNPRICED:
+            cost = replace(self._one(provider, model, inner.usage, variant, at), certainty=Certainty.ESTIMATED)
+        elif inner.model not in (None, model) and _context(variant):
+            cost = replace(cost, certainty=Certainty.ESTIMATED)
+        return cost
+
+    def _one(self, provider: str, model: str, usage: Usage, variant: Variant, at: float) -> Cost:
+        found = self._rates(provider, model, variant, at)
         if not found.bands:
             return UNPRICED
+        if usage.unbilled:
+            return Cost(Certainty.ESTIMATED)
         read = usage.cache_read_tokens or 0
         hour = usage.cache_write_1h_tokens or 0
         written = max(usage.cache_write_tokens or 0, hour)
@@ -105,15 +127,21 @@ class Prices:
         if band.output is None and usage.output_tokens:
             return UNPRICED
         said = usage.input_tokens is not None and (usage.output_tokens is not None or band.output is None)
-        sure = said and found.listed and (not searches or found.web_search is not None)
+        sure = said and found.listed and not usage.unsure and (not searches or found.web_search is not None)
+        sure = sure and not (usage.summed and band.above >= 0)
+        text, special, known = _by_kind(usage, total - read - written, band)
         return Cost(
-            Certainty.EXACT if sure else Certainty.ESTIMATED,
-            input=_nanos((total - read - written) * band.input),
-            cache_read=_nanos(read * band.cache_read),
+            Certainty.EXACT if sure and known else Certainty.ESTIMATED,
+            input=_nanos(special["input"] + text["input"] * band.input),
+            cache_read=_nanos(special["cache_read"] + text["cache_read"] * band.cache_read),
             cache_write=_nanos((written - hour) * band.cache_write + hour * band.cache_write_1h),
-            output=_nanos((usage.output_tokens or 0) * (band.output or 0)),
+            output=_nanos(special["output"] + text["output"] * (band.output or 0)),
             tools=_nanos(searches * (found.web_search or 0)),
         )
+
+    def since(self, provider: str, model: str, variant: Variant, at: float) -> float:
+        """Unix time since which the price that holds at `at` has been what it is; minus infinity if always, or unknown."""
+        return self._rates(provider, model, variant, at).since
 
     def batch_saving(self, provider: str, model: str, usage: Usage, variant: Variant, at: float) -> int | None:
         """How many nano-dollars the usage costs less in a message batch than sent one by one: what a batch's call
@@ -123,6 +151,12 @@ class Prices:
         dear, cheap = (self.cost(provider, model, usage, v, at) for v in (single, batch))
         return None if Certainty.UNPRICED in (dear.certainty, cheap.certainty) else max(0, dear.total - cheap.total)
 
+    def _rates(self, provider: str, model: str, variant: Variant, at: float) -> _Resolved:
+        found = self._resolved.get((provider, model, variant))
+        if found is None or not found.since <= at < found.until:
+            found = self._resolve(provider, model, variant, at)
+        return found
+
     def _resolve(self, provider: str, model: str, variant: Variant, at: float) -> _Resolved:
         if len(model) > _LONGEST_NAME:
             return _Resolved(at, at)
@@ -131,6 +165,8 @@ class Prices:
         found = _Resolved(float("-inf"), float("inf"))
         if listed is not None:
             found = _rates_at(provider, plain(model), listed, variant, at)
+            if not any(prices_list.is_named(listed.match, name) for name in _spellings(provider, plain(model))):
+                found = replace(found, listed=False)
         if len(kept) >= _MOST_KEPT:
             # Names come from clients: whoever asks for thousands makes this work again, and no memory grow.
             kept.clear()
@@ -142,14 +178,35 @@ class Prices:
         if own := self._own.get((provider, name)) or self._own.get((provider, bare)):
             return own
         models = self._listed.get(provider, ())
-        names = [name]
-        if provider == "anthropic":
-            # A Claude model keeps its price under every date; elsewhere a dated model may be a model of its own.
-            names += [bare, SAME_AS.get((provider, bare), bare)]
-        for spelling in dict.fromkeys(names):
+        for spelling in _spellings(provider, name):
             if model := prices_list.find(models, spelling):
                 return with_earlier(provider, model)
         return None
+
+
+def _spellings(provider: str, name: str) -> list[str]:
+    """Under which names to look for a model."""
+    names, bare = [name], undated(name)
+    if provider == "anthropic":
+        # A Claude model keeps its price under every date; elsewhere a dated model may be a model of its own.
+        names += [bare, SAME_AS.get((provider, bare), bare)]
+    return list(dict.fromkeys(names))
+
+
+def _by_kind(usage: Usage, fresh: int, band: _Band) -> tuple[dict[str, int], dict[str, int], bool]:
+    """By what they are a kind of: tokens at the text's rate, pico-dollars of those with a rate of their own, and whether
+    every kind that should have one has. `fresh`: input tokens that no cache had a part in."""
+    text = {"input": fresh, "cache_read": usage.cache_read_tokens or 0, "output": usage.output_tokens or 0}
+    special, known = dict.fromkeys(text, 0), True
+    for kind, tokens in usage.media:
+        of, rate = kind.rpartition("_")[0], band.media.get(kind)
+        if rate is not None:
+            tokens = min(tokens, text[of])
+            text[of] -= tokens
+            special[of] += tokens * rate
+        elif tokens and kind in NEVER_AS_TEXT:
+            known = False
+    return text, special, known
 
 
 def _nanos(picos: int) -> int:
@@ -212,10 +269,13 @@ def _bands(rates: Rates, factor: Fraction) -> tuple[_Band, ...]:
     write = rates.get("cache_write", fresh)
     inputs = (fresh, rates.get("cache_read", fresh), write, rates.get("cache_write_1h", write))
     output = rates.get("output")
+    media = {kind: rate for kind, rate in rates.items() if kind in MEDIA}
     bands = []
-    for edge in sorted({above for rate in (*inputs, output or ()) for above, _ in rate}):
+    for edge in sorted({above for rate in (*inputs, *media.values(), output or ()) for above, _ in rate}):
         plain_rate, read, five, hour = (_at(rate, edge, factor) for rate in inputs)
-        bands.append(_Band(edge, plain_rate, read, five, hour, None if output is None else _at(output, edge, factor)))
+        out = None if output is None else _at(output, edge, factor)
+        own = {kind: _at(rate, edge, factor) for kind, rate in media.items()}
+        bands.append(_Band(edge, plain_rate, read, five, hour, out, own))
     return tuple(bands)
 
 

@@ -28,6 +28,8 @@ UNLISTED = {
     ("openai", "priority"): Fraction(2),
     ("openai", "fast"): Fraction(2),
     ("gcp.gemini", "batch"): Fraction(1, 2),
+    ("gcp.gemini", "flex"): Fraction(1, 2),
+    ("gcp.gemini", "priority"): Fraction(9, 5),
 }
 """The providers' general rules, for a model (or a day) whose variant the list does not have. [docs] [list]"""
 
@@ -36,6 +38,10 @@ WITHOUT_DOUBT = frozenset({("anthropic", "batch")})
 
 WEB_SEARCH = {"anthropic": picos(10, 1000)}
 """Pico-dollars per search, whatever the model. [docs]"""
+
+NEVER_AS_TEXT = frozenset({"input_audio", "cache_read_audio", "output_audio", "output_image", "output_video"})
+"""Kinds of tokens that cost other than text wherever a price page has them: where the list has no rate for one, the
+model's text rate is an estimate. Images and videos that go in cost as text does, unless the list says otherwise. [list]"""
 
 US_ONLY = Fraction(11, 10)
 """`inference_geo: us` costs this much more on every kind of token, from Claude 4.6 on; older models refuse it. [docs]"""

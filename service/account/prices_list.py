@@ -24,8 +24,14 @@ PROVIDERS = {"anthropic": "anthropic", "openai": "openai", "google": "gcp.gemini
 KEYS = {
     "input_mtok": "input", "cache_read_mtok": "cache_read", "cache_write_mtok": "cache_write",
     "cache_write_1h_mtok": "cache_write_1h", "output_mtok": "output", "web_searches_kcount": "web_search",
+    "input_audio_mtok": "input_audio", "cache_audio_read_mtok": "cache_read_audio", "output_audio_mtok": "output_audio",
+    "input_image_mtok": "input_image", "cache_image_read_mtok": "cache_read_image", "output_image_mtok": "output_image",
+    "input_video_mtok": "input_video", "output_video_mtok": "output_video",
 }  # fmt: skip
-"""The list's names of what we can price, and ours. Audio, images and files are priced as text: no usage of ours tells."""
+"""The list's names of what we can price, and ours."""
+
+MEDIA = frozenset(ours for ours in KEYS.values() if ours.rpartition("_")[2] in ("audio", "image", "video"))
+"""Kinds of tokens that some models have a rate of their own for; what they are a kind of comes before the last `_`."""
 
 Rate = tuple[tuple[int, int], ...]
 """Bands, rising: (holds above so many input tokens, pico-dollars per token or piece); the lowest is above -1."""
@@ -185,3 +191,27 @@ def _matches(clause: Any, name: str) -> bool:
             return all(_matches(part, name) for part in wanted)
         case _:
             raise ValueError(f"the price list has a clause we do not know: {kind}")
+
+
+_ENDING = re.compile(r"(?:[-@](?:20\d{6}|20\d\d-\d\d-\d\d|\d\d-20\d\d|0\d\d|latest|preview))*")
+
+_FINE_TUNED = "ft:"
+"""How names begin that end as their owner likes."""
+
+
+def is_named(clause: Any, name: str) -> bool:
+    """Whether a name that one of the list's clauses matches is the model's own, with at most a day or a usual ending after
+    it: a new model's may begin like an old one's."""
+    if clause is None:
+        return True
+    ((kind, wanted),) = vars(clause).items()
+    match kind:
+        case "starts_with":
+            own = wanted.startswith(_FINE_TUNED) or _ENDING.fullmatch(name, len(wanted.rstrip("-"))) is not None
+            return own and _matches(clause, name)
+        case "or_":
+            return any(is_named(part, name) for part in wanted)
+        case "and_":
+            return all(is_named(part, name) for part in wanted)
+        case _:
+            return kind in ("equals", "regex") and _matches(clause, name)

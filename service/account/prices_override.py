@@ -26,6 +26,10 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True):
     cache_write_1h: _Dollars | None = None
     batch_factor: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
     web_search: _Dollars | None = None
+    input_audio: _Dollars | None = None
+    cache_read_audio: _Dollars | None = None
+    output_audio: _Dollars | None = None
+    output_image: _Dollars | None = None
 
 
 class BadPrices(ValueError):

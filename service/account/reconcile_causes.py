@@ -140,8 +140,9 @@ def _elsewhere(line: Line) -> Cause:
     only = "" if line.ours.calls else "the gateway made no such call: "
     return Cause(
         "bypassed",
-        f"{only}calls that did not go through the gateway (another workspace or key, or this key used directly), or rows "
-        f'that the ledger lost: {catalog.TELEMETRY_DROPPED.name}_total{{signal="ledger"}} counts those.',
+        f"{only}calls that did not go through the gateway (another workspace or key, or this key used directly), what an "
+        "advisor or a model that declined did within calls of another model (we count it there), or rows that the ledger "
+        f'lost: {catalog.TELEMETRY_DROPPED.name}_total{{signal="ledger"}} counts those.',
     )
 
 
@@ -178,7 +179,7 @@ def _other_account(line: Line) -> Cause:
     return Cause(
         "other_account",
         f"{none}calls that were made with a key of another organization (clients' own, CLAUDE_PROXY_CREDENTIALS=pass), at "
-        "another address, or with a key that --api-key-id leaves out.",
+        "another address, or with a key that --api-key-id leaves out; or an advisor's part of calls of this model.",
     )
 
 

@@ -17,8 +17,20 @@ from service.record import Quota
 from service.upstream.anthropic_answers import StreamReader as StreamReader
 from service.upstream.anthropic_answers import WholeReader as WholeReader
 from service.upstream.outcomes import limit_of_429
-from service.upstream.provider import MB, Generated, Hint, Post, Prompt, Provider, Route, Said, decoded, retry_after
-from service.upstream.provider import WholeReader as AnyWholeReader
+from service.upstream.provider import (
+    MB,
+    Asked,
+    Generated,
+    Hint,
+    Post,
+    Prompt,
+    Provider,
+    Route,
+    Said,
+    decoded,
+    retry_after,
+)
+from service.upstream.readers import AnyReader
 
 NAME = "anthropic"
 VERSION = "2023-06-01"
@@ -36,8 +48,10 @@ MODELS = frozenset(
 """The SDK 2.12.0 `Model` literal: the models that get a metric label of their own."""
 
 
+_FAST = "fast"
 _DIMENSIONS = {
-    name: f"anthropic-ratelimit-{name.replace('_', '-')}-" for name in ("requests", "input_tokens", "output_tokens")
+    **{f: f"anthropic-ratelimit-{f.replace('_', '-')}-" for f in ("requests", "input_tokens", "output_tokens")},
+    **{f"{_FAST}_{f}_tokens": f"anthropic-{_FAST}-{f}-tokens-" for f in ("input", "output")},
 }
 
 
@@ -71,6 +85,7 @@ class Request(msgspec.Struct):
     model: str
     stream: bool = False
     max_tokens: int | None = None
+    speed: Any = None
 
 
 class _Text(msgspec.Struct):
@@ -124,12 +139,12 @@ class Anthropic(Provider):
         return WholeReader(status, inference=inference, encoding=encoding)
 
     def quotas(self, headers: Mapping[str, str], seen: float) -> tuple[Quota, ...]:
-        """From `anthropic-ratelimit-*`."""
+        """From `anthropic-ratelimit-*` and `anthropic-fast-*`."""
         return quotas(headers, seen)
 
-    def hint(self, status: int, headers: Mapping[str, str], body: AnyWholeReader | None) -> Hint:
+    def hint(self, status: int, headers: Mapping[str, str], body: AnyReader | None) -> Hint:
         """By `error.details.error_code`, `retry-after(-ms)` and `x-should-retry`."""
-        code = body.error_code if isinstance(body, WholeReader) else ""
+        code = body.error_code if isinstance(body, WholeReader | StreamReader) else ""
         limit = limit_of_429(headers, code) if status == 429 else None
         word = {"true": True, "false": False}.get(headers.get("x-should-retry", "").lower())
         return Hint(limit, retry_after(headers), word)
@@ -139,6 +154,10 @@ class Anthropic(Provider):
         (Rate limits page, October 2026)."""
         found = _POOLED.match(model)
         return found[0].removeprefix("claude-") if found else model
+
+    def lane(self, asked: Asked | None) -> str:
+        """Fast mode has limits of its own."""
+        return _FAST if isinstance(asked, Request) and asked.speed == _FAST else ""
 
     def credential(self, key: str) -> tuple[bytes, bytes]:
         """`x-api-key`: every version of the API takes it."""

@@ -5,40 +5,16 @@ Sources: the SDK's types (anthropic 2.12.0), the API's pages on streaming and er
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
 from observability.catalog import Outcome
-from service.record import Answered, Usage, Variant
+from service.record import Answered, Variant
+from service.upstream.anthropic_usage import Said, Tally
 from service.upstream.outcomes import outcome_of_error
-from service.upstream.reading import BodyReader, Count, EventReader
-
-
-class _CacheCreation(msgspec.Struct):
-    ephemeral_5m_input_tokens: Count | None = None
-    ephemeral_1h_input_tokens: Count | None = None
-
-
-class _ServerTools(msgspec.Struct):
-    web_search_requests: Count | None = None
-
-
-class _OutputDetails(msgspec.Struct):
-    thinking_tokens: Count | None = None
-
-
-class _Usage(msgspec.Struct):
-    input_tokens: Count | None = None
-    output_tokens: Count | None = None
-    cache_creation_input_tokens: Count | None = None
-    cache_read_input_tokens: Count | None = None
-    cache_creation: _CacheCreation | None = None
-    output_tokens_details: _OutputDetails | None = None
-    server_tool_use: _ServerTools | None = None
-    service_tier: str | None = None
-    speed: str | None = None
-    inference_geo: str | None = None
+from service.upstream.reading import BodyReader, EventReader
 
 
 class _Details(msgspec.Struct):
@@ -52,6 +28,11 @@ class Error(msgspec.Struct):
     message: str = ""
     details: _Details | None = None
 
+    @property
+    def code(self) -> str:
+        """`details.error_code`; empty when there is none."""
+        return (self.details and self.details.error_code) or ""
+
 
 class Message(msgspec.Struct):
     """An answer to an inference: what is read of it."""
@@ -59,11 +40,13 @@ class Message(msgspec.Struct):
     id: str | None = None
     model: str | None = None
     stop_reason: str | None = None
-    usage: _Usage | None = None
+    usage: Said | None = None
+    container: Any = None
 
 
 class _Delta(msgspec.Struct):
     stop_reason: str | None = None
+    container: Any = None
     text: str | None = None
     thinking: str | None = None
     partial_json: str | None = None
@@ -75,11 +58,12 @@ class _Event(msgspec.Struct):
     type: str = ""
     message: Message | None = None
     delta: _Delta | None = None
-    usage: _Usage | None = None
+    usage: Said | None = None
     error: Error | None = None
     id: str | None = None
     model: str | None = None
     stop_reason: str | None = None
+    container: Any = None
 
 
 _decoder = msgspec.json.Decoder(_Event)
@@ -92,10 +76,13 @@ class StreamReader(EventReader[_Event]):
 
     def __init__(self, clock: Callable[[], float], on_first_chunk: Callable[[], None], encoding: str = "") -> None:
         super().__init__(clock, on_first_chunk, encoding)
-        self._usage: dict[str, int] = {}
+        self._tally = Tally()
         self._variant = Variant()
         self._message = Message()
+        self._container = False
         self._stop_reason: str | None = None
+        self.error_code = ""
+        """The provider's `error.details.error_code`; empty when it gave none."""
 
     def _see(self, event: _Event) -> None:
         match event.type:
@@ -104,27 +91,22 @@ class StreamReader(EventReader[_Event]):
                 self._pacer.saw((delta and (delta.text or delta.thinking or delta.partial_json)) or "")
             case "message_start" if event.message is not None:
                 self._message = event.message
-                self._variant = _variant(event.message.usage)
-                self._merge(event.message.usage)
+                self._tally.start(event.message.usage)
+                self._container = event.message.container is not None
+                if event.message.usage is not None:
+                    self._variant = event.message.usage.variant
             case "message_delta":
-                # Usage here is cumulative and may restate input and cache tokens: what is present replaces.
-                self._merge(event.usage, final=True)
-                self._stop_reason = (event.delta and event.delta.stop_reason) or self._stop_reason
+                self._tally.see(event.usage)
+                if event.delta is not None:
+                    self._stop_reason = event.delta.stop_reason or self._stop_reason
+                    self._container = self._container or event.delta.container is not None
                 self._refused = self._stop_reason == "refusal"
             case "message_stop":
                 self.complete = True
             case "error":
-                kind = event.error.type if event.error is not None else Error().type
-                self._error = outcome_of_error(kind), kind
-
-    def _merge(self, usage: _Usage | None, *, final: bool = False) -> None:
-        if usage is None:
-            return
-        said = _said(usage)
-        if not final:
-            # message_start's output_tokens is a placeholder of 1 or 2; without a message_delta the count is unknown.
-            said.pop("output_tokens", None)
-        self._usage.update(said)
+                error = event.error or Error()
+                self._error = outcome_of_error(error.type), error.type
+                self.error_code = error.code
 
     @property
     def answered(self) -> Answered:
@@ -132,9 +114,9 @@ class StreamReader(EventReader[_Event]):
         return Answered(
             streamed=True,
             response_id=self._message.id,
-            model=self._message.model,
+            model=self._tally.served_by or self._message.model,
             finish_reason=self._stop_reason,
-            usage=_total(self._usage) if self._usage else None,
+            usage=self._tally.total(refused=self._refused, container=self._container),
             variant=self._variant,
             content_bytes=self._pacer.content_bytes,
             first_chunk=self._pacer.first_chunk,
@@ -157,8 +139,7 @@ class WholeReader(BodyReader[_Event]):
     def error_code(self) -> str:
         """The provider's `error.details.error_code`; empty when it gave none."""
         event = self._event()
-        details = event.error.details if event is not None and event.error is not None else None
-        return (details and details.error_code) or ""
+        return event.error.code if event is not None and event.error is not None else ""
 
     def _told(self, event: _Event) -> Answered | None:
         return told(event) if event.type == "message" else None
@@ -166,45 +147,12 @@ class WholeReader(BodyReader[_Event]):
 
 def told(message: Message | _Event) -> Answered:
     """What a whole message says of itself."""
-    said = _said(message.usage) if message.usage is not None else {}
+    tally = Tally()
+    tally.see(message.usage)
     return Answered(
         response_id=message.id,
-        model=message.model,
+        model=tally.served_by or message.model,
         finish_reason=message.stop_reason,
-        usage=_total(said) if said else None,
-        variant=_variant(message.usage),
-    )
-
-
-_COUNTS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
-
-
-def _said(usage: _Usage) -> dict[str, int]:
-    """The counts that are there, by the API's names."""
-    said = {name: getattr(usage, name) for name in _COUNTS}
-    if usage.output_tokens_details is not None:
-        said["thinking_tokens"] = usage.output_tokens_details.thinking_tokens
-    if usage.cache_creation is not None:
-        said["ephemeral_1h_input_tokens"] = usage.cache_creation.ephemeral_1h_input_tokens
-    if usage.server_tool_use is not None:
-        said["web_search_requests"] = usage.server_tool_use.web_search_requests
-    return {name: value for name, value in said.items() if value is not None}
-
-
-def _variant(usage: _Usage | None) -> Variant:
-    return Variant() if usage is None else Variant(usage.service_tier, usage.speed, usage.inference_geo)
-
-
-def _total(said: Mapping[str, int]) -> Usage:
-    """The GenAI conventions' usage: their input tokens include what Anthropic counts beside them as cache tokens."""
-    read, written = said.get("cache_read_input_tokens"), said.get("cache_creation_input_tokens")
-    fresh = said.get("input_tokens")
-    return Usage(
-        input_tokens=None if fresh is None else fresh + (read or 0) + (written or 0),
-        output_tokens=said.get("output_tokens"),
-        cache_read_tokens=read,
-        cache_write_tokens=written,
-        reasoning_tokens=said.get("thinking_tokens"),
-        cache_write_1h_tokens=said.get("ephemeral_1h_input_tokens"),
-        web_searches=said.get("web_search_requests"),
+        usage=tally.total(refused=message.stop_reason == "refusal", container=message.container is not None),
+        variant=message.usage.variant if message.usage is not None else Variant(),
     )

@@ -11,11 +11,12 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 import msgspec
+from msgspec.structs import replace
 
-from service.record import Quota
+from service.record import Answered, Quota
 from service.upstream.gemini_answers import StreamReader, WholeReader
 from service.upstream.provider import MB, Generated, Hint, Post, Prompt, Provider, Route, Said, decoded, retry_after
-from service.upstream.provider import WholeReader as AnyWholeReader
+from service.upstream.readers import AnyReader
 
 MODELS = frozenset(
     {
@@ -133,15 +134,20 @@ class Gemini(Provider):
         """None: the API tells no headroom."""
         return ()
 
-    def hint(self, status: int, headers: Mapping[str, str], body: AnyWholeReader | None) -> Hint:
+    def hint(self, status: int, headers: Mapping[str, str], body: AnyReader | None) -> Hint:
         """By `QuotaFailure` and `RetryInfo`; a quota of the day comes back tomorrow."""
         asked = retry_after(headers)
-        if not isinstance(body, WholeReader):
+        if not isinstance(body, WholeReader | StreamReader):
             return Hint("unknown" if status == 429 else None, asked)
         delay = body.retry_delay
         limit = _limit(body.quota_ids) if status == 429 else None
         daily = any("PerDay" in quota for quota in body.quota_ids)
         return Hint(limit, delay if delay is not None else asked, False if daily else None)
+
+    def told(self, answered: Answered, headers: Mapping[str, str]) -> Answered:
+        """Which tier it was served by, which need not be the one asked for."""
+        tier = answered.variant.tier or headers.get("x-gemini-service-tier")
+        return answered if tier is None else replace(answered, variant=replace(answered.variant, tier=tier))
 
     def limit_class(self, model: str) -> str:
         """Quotas are per model."""

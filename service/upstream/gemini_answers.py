@@ -6,16 +6,18 @@ Sources: the SDK's types (google-genai 3.4.0) and how genai-prices reads them. F
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 
 import msgspec
 from msgspec.structs import replace
 
 from observability.catalog import Outcome
-from service.record import Answered, Usage, Variant
+from service.record import Answered, Variant
+from service.upstream.gemini_usage import Grounding, Said, total
 from service.upstream.json_array import ArrayCutter
 from service.upstream.outcomes import outcome_of_status
-from service.upstream.reading import BodyReader, Count, EventReader
+from service.upstream.reading import BodyReader, EventReader
 
 OVERLOADED = frozenset((503,))
 """Gemini's status UNAVAILABLE: "The model is overloaded"."""
@@ -27,14 +29,6 @@ _REFUSALS = frozenset(
     )
 )  # fmt: skip
 """Finish reasons with which the model, or a filter before or behind it, would not answer."""
-
-
-class _Usage(msgspec.Struct, rename="camel"):
-    prompt_token_count: Count | None = None
-    cached_content_token_count: Count | None = None
-    candidates_token_count: Count | None = None
-    thoughts_token_count: Count | None = None
-    tool_use_prompt_token_count: Count | None = None
 
 
 class _Part(msgspec.Struct, rename="camel"):
@@ -50,6 +44,7 @@ class _Candidate(msgspec.Struct, rename="camel"):
     index: int = 0
     content: _Content | None = None
     finish_reason: str | None = None
+    grounding_metadata: Grounding | None = None
 
 
 class _PromptFeedback(msgspec.Struct, rename="camel"):
@@ -79,7 +74,7 @@ class _Answer(msgspec.Struct, rename="camel"):
 
     candidates: list[_Candidate] | None = None
     prompt_feedback: _PromptFeedback | None = None
-    usage_metadata: _Usage | None = None
+    usage_metadata: Said | None = None
     model_version: str | None = None
     response_id: str | None = None
     error: _Error | None = None
@@ -92,10 +87,11 @@ class _Said:
         self.response_id: str | None = None
         self.model: str | None = None
         self.finish_reason: str | None = None
-        self.usage: _Usage | None = None
+        self.usage: Said | None = None
         self._open: set[int] = set()
         self._finished: set[int] = set()
         self._blocked = False
+        self._groundings: dict[int, Grounding] = {}
 
     def see(self, answer: _Answer) -> None:
         """One more event; what it leaves out stays."""
@@ -104,6 +100,8 @@ class _Said:
         self.usage = answer.usage_metadata or self.usage
         for candidate in answer.candidates or ():
             self._open.add(candidate.index)
+            if candidate.grounding_metadata is not None and candidate.grounding_metadata.looked_up:
+                self._groundings[candidate.index] = candidate.grounding_metadata
             if candidate.finish_reason:
                 self._finished.add(candidate.index)
                 self.finish_reason = candidate.finish_reason
@@ -127,29 +125,46 @@ class _Said:
             response_id=self.response_id,
             model=self.model,
             finish_reason=self.finish_reason,
-            usage=_total(self.usage) if self.usage is not None else None,
-            variant=Variant(),
+            usage=None if self.usage is None else total(self.usage, self._groundings.values(), self.model),
+            variant=Variant(tier=None if self.usage is None else self.usage.service_tier),
         )
 
 
-def _total(usage: _Usage) -> Usage:
-    """The GenAI conventions' usage. The prompt's count includes what was cached; what tools put into it is counted
-    beside it, as thoughts are beside the candidates."""
-    thoughts = usage.thoughts_token_count
-    return Usage(
-        input_tokens=_sum(usage.prompt_token_count, usage.tool_use_prompt_token_count),
-        output_tokens=_sum(usage.candidates_token_count, thoughts),
-        cache_read_tokens=usage.cached_content_token_count,
-        reasoning_tokens=thoughts,
-    )
+_DURATION = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?s")
 
 
-def _sum(*counts: int | None) -> int | None:
-    known = [count for count in counts if count is not None]
-    return sum(known) if known else None
+class _Failing(ABC):
+    """What an error says beside its status."""
+
+    @abstractmethod
+    def _failed(self) -> _Error | None:
+        """The error, if there is one."""
+
+    @property
+    def reasons(self) -> frozenset[str]:
+        """The `reason` of every detail of an error (google.rpc.ErrorInfo)."""
+        return frozenset(detail.reason for detail in self._details() if detail.reason)
+
+    @property
+    def quota_ids(self) -> tuple[str, ...]:
+        """The quotas that an error says were used up (google.rpc.QuotaFailure)."""
+        return tuple(v.quota_id for detail in self._details() for v in detail.violations or () if v.quota_id)
+
+    @property
+    def retry_delay(self) -> float | None:
+        """What an error asks for, in seconds (google.rpc.RetryInfo); nonsense is None."""
+        for detail in self._details():
+            text = detail.retry_delay if detail.type == _RETRY_INFO else None
+            if text is not None and _DURATION.fullmatch(text):
+                return float(text[:-1])
+        return None
+
+    def _details(self) -> list[_Detail]:
+        error = self._failed()
+        return (error.details if error is not None else None) or []
 
 
-class StreamReader(EventReader[_Answer]):
+class StreamReader(_Failing, EventReader[_Answer]):
     """Reads a stream: SSE (`alt=sse`), or the elements of one JSON array as they come."""
 
     _decoder = msgspec.json.Decoder(_Answer)
@@ -168,6 +183,10 @@ class StreamReader(EventReader[_Answer]):
         if array:
             self.readable = False  # an event of ours would stand behind the array's end, or without its comma
         self._said = _Said()
+        self._last_error: _Error | None = None
+
+    def _failed(self) -> _Error | None:
+        return self._last_error
 
     def _cut(self, chunk: bytes) -> Iterable[bytes]:
         return super()._cut(chunk) if self._array is None else self._array.feed(chunk)
@@ -175,6 +194,7 @@ class StreamReader(EventReader[_Answer]):
     def _see(self, event: _Answer) -> None:
         if event.error is not None:
             self._error = _outcome(event.error), event.error.status or str(event.error.code or "error")
+            self._last_error = event.error
             return
         self._said.see(event)
         self.complete, self._refused = self._said.complete, self._said.refused
@@ -205,7 +225,7 @@ def _content(part: _Part) -> str:
     return part.text or bytes(part.function_call).decode("utf-8", "replace")
 
 
-class WholeReader(BodyReader["_Answer | list[_Answer]"]):
+class WholeReader(_Failing, BodyReader["_Answer | list[_Answer]"]):
     """Reads a JSON answer that comes in one piece: an answer, a count, a list of models, an error (or a list of one), or
     the array of a stream that was read whole."""
 
@@ -235,32 +255,9 @@ class WholeReader(BodyReader["_Answer | list[_Answer]"]):
         # A key that is not valid is a 400 here.
         return Outcome.CLIENT_AUTH if "API_KEY_INVALID" in self.reasons else super()._outcome(kind)
 
-    @property
-    def reasons(self) -> frozenset[str]:
-        """The `reason` of every detail of an error (google.rpc.ErrorInfo)."""
-        return frozenset(detail.reason for detail in self._details() if detail.reason)
-
-    @property
-    def quota_ids(self) -> tuple[str, ...]:
-        """The quotas that an error says were used up (google.rpc.QuotaFailure)."""
-        return tuple(v.quota_id for detail in self._details() for v in detail.violations or () if v.quota_id)
-
-    @property
-    def retry_delay(self) -> float | None:
-        """What an error asks for, in seconds (google.rpc.RetryInfo); nonsense is None."""
-        for detail in self._details():
-            text = detail.retry_delay if detail.type == _RETRY_INFO else None
-            if text is not None and _DURATION.fullmatch(text):
-                return float(text[:-1])
-        return None
-
-    def _details(self) -> list[_Detail]:
+    def _failed(self) -> _Error | None:
         event = self._event()
-        error = _error(event) if event is not None else None
-        return (error.details if error is not None else None) or []
-
-
-_DURATION = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?s")
+        return None if event is None else _error(event)
 
 
 def _error(event: _Answer | list[_Answer]) -> _Error | None:

@@ -15,7 +15,7 @@ import msgspec
 from service.record import Quota
 from service.upstream.openai_answers import SPEND, StreamReader, WholeReader
 from service.upstream.provider import MB, Generated, Hint, Post, Prompt, Provider, Route, Said, decoded, retry_after
-from service.upstream.provider import WholeReader as AnyWholeReader
+from service.upstream.readers import AnyReader
 
 MODELS = frozenset(
     {
@@ -112,9 +112,9 @@ class OpenAI(Provider):
         """From `x-ratelimit-*`: requests, and input and output tokens together. Resets are durations."""
         return tuple(quota for name in ("requests", "tokens") if (quota := _quota(headers, name, seen)) is not None)
 
-    def hint(self, status: int, headers: Mapping[str, str], body: AnyWholeReader | None) -> Hint:
+    def hint(self, status: int, headers: Mapping[str, str], body: AnyReader | None) -> Hint:
         """By code, type and `retry-after(-ms)`, `x-should-retry`; a spend limit does not go away by waiting."""
-        code, kind = body.error if isinstance(body, WholeReader) else ("", "")
+        code, kind = body.error if isinstance(body, WholeReader | StreamReader) else ("", "")
         limit = _limit(code, kind, headers) if status == 429 else None
         word = {"true": True, "false": False}.get(headers.get("x-should-retry", "").lower())
         return Hint(limit, retry_after(headers), False if limit == "spend" else word)

@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 
 from observability.catalog import Outcome
-from service.record import Answered, Usage, Variant
-from service.upstream.reading import BodyReader, Count, EventReader
+from service.record import Answered, Variant
+from service.upstream.openai_usage import Said, Tools, ToolUsage, tools, total
+from service.upstream.reading import BodyReader, EventReader
 
 OVERLOADED = frozenset((503,))
 """OpenAI's status for "The engine is currently overloaded" and "Slow down"."""
@@ -44,28 +45,6 @@ _CONTENT = frozenset(
 )  # fmt: skip
 
 
-class _InputDetails(msgspec.Struct):
-    cached_tokens: Count | None = None
-    cache_write_tokens: Count | None = None
-
-
-class _OutputDetails(msgspec.Struct):
-    reasoning_tokens: Count | None = None
-
-
-class _Usage(msgspec.Struct):
-    """Of both APIs: the first four fields are chat's, the others the responses'."""
-
-    prompt_tokens: Count | None = None
-    completion_tokens: Count | None = None
-    prompt_tokens_details: _InputDetails | None = None
-    completion_tokens_details: _OutputDetails | None = None
-    input_tokens: Count | None = None
-    output_tokens: Count | None = None
-    input_tokens_details: _InputDetails | None = None
-    output_tokens_details: _OutputDetails | None = None
-
-
 class _Error(msgspec.Struct):
     type: str | None = None
     code: str | int | None = None
@@ -75,6 +54,11 @@ class _Error(msgspec.Struct):
     def kind(self) -> str:
         """The code, which says more, else the type."""
         return str(self.code or self.type or "error")
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Code and type; empty where it has none."""
+        return str(self.code or ""), self.type or ""
 
 
 class _Function(msgspec.Struct):
@@ -92,6 +76,7 @@ class _Delta(msgspec.Struct):
     refusal: str | None = None
     tool_calls: list[_ToolCall] | None = None
     audio: dict[str, Any] | None = None
+    annotations: list[Any] | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -107,7 +92,9 @@ class _Incomplete(msgspec.Struct):
 class _Item(msgspec.Struct):
     """One of many kinds; a message's content is a list of parts, others may have anything under that name."""
 
+    type: str = ""
     content: Any = None
+    action: Any = None
 
     @property
     def refuses(self) -> bool:
@@ -126,7 +113,8 @@ class _Response(msgspec.Struct, kw_only=True):
     choices: list[_Choice] | None = None
     output: list[_Item] | None = None
     incomplete_details: _Incomplete | None = None
-    usage: _Usage | None = None
+    usage: Said | None = None
+    tool_usage: ToolUsage | None = None
     service_tier: str | None = None
     error: _Error | None = None
 
@@ -149,6 +137,9 @@ class StreamReader(EventReader[_Event]):
         super().__init__(clock, on_first_chunk, encoding)
         self._seen = _Response()
         self._finish: str | None = None
+        self._tools = Tools()
+        self.error = "", ""
+        """Code and type of an error; empty where it has none."""
 
     def _cut(self, chunk: bytes) -> Iterable[bytes]:
         for data in super()._cut(chunk):
@@ -165,6 +156,7 @@ class StreamReader(EventReader[_Event]):
             if event.type in _LAST:
                 self.complete = True
                 self._finish = _finish(event.response)
+                self._tools = _tools(event.response)
                 self._refused = self._refused or _refused(event.response)
                 if event.type == "response.failed":
                     self._fail(event.response.error or _Error())
@@ -176,6 +168,8 @@ class StreamReader(EventReader[_Event]):
     def _chunk(self, chunk: _Event) -> None:
         self._merge(chunk)
         self._finish = _finish(chunk) or self._finish
+        if not self._tools.used:
+            self._tools = _tools(chunk)
         self._refused = self._refused or _refused(chunk)
         deltas = [choice.delta for choice in chunk.choices or () if choice.delta is not None]
         content = "".join(map(_content, deltas))
@@ -189,6 +183,7 @@ class StreamReader(EventReader[_Event]):
 
     def _fail(self, error: _Error) -> None:
         self._error = _outcome(error), error.kind
+        self.error = error.names
 
     @property
     def answered(self) -> Answered:
@@ -199,7 +194,7 @@ class StreamReader(EventReader[_Event]):
             response_id=seen.id,
             model=seen.model,
             finish_reason=self._finish,
-            usage=_total(seen.usage),
+            usage=total(seen.usage, self._tools),
             variant=Variant(tier=seen.service_tier),
             content_bytes=pacer.content_bytes,
             first_chunk=pacer.first_chunk,
@@ -223,7 +218,7 @@ class WholeReader(BodyReader[_Response]):
             response_id=event.id,
             model=event.model,
             finish_reason=_finish(event),
-            usage=_total(event.usage),
+            usage=total(event.usage, _tools(event)),
             variant=Variant(tier=event.service_tier),
         )
 
@@ -237,8 +232,7 @@ class WholeReader(BodyReader[_Response]):
     def error(self) -> tuple[str, str]:
         """Code and type of an error; empty where it has none."""
         event = self._event()
-        error = event.error if event is not None and event.error is not None else _Error()
-        return str(error.code or ""), error.type or ""
+        return event.error.names if event is not None and event.error is not None else ("", "")
 
 
 def _outcome(error: _Error) -> Outcome:
@@ -261,21 +255,15 @@ def _refused(said: _Response) -> bool:
     return _finish(said) == "content_filter" or any(item.refuses for item in said.output or ())
 
 
+def _tools(said: _Response) -> Tools:
+    """Of a response by its output; of a chat by the sources that it names, or the model that always searches."""
+    if said.choices is None:
+        return tools(((item.type, item.action) for item in said.output or ()), said.tool_usage)
+    words = [choice.delta or choice.message for choice in said.choices]
+    searched = any(one is not None and one.annotations for one in words) or "-search-" in (said.model or "")
+    return Tools(used=searched)
+
+
 def _content(delta: _Delta) -> str:
     calls = [call.function.arguments or "" for call in delta.tool_calls or () if call.function is not None]
     return (delta.content if isinstance(delta.content, str) else "") + (delta.refusal or "") + "".join(calls)
-
-
-def _total(usage: _Usage | None) -> Usage | None:
-    """Cached tokens are part of the input and reasoning part of the output here, as in the GenAI conventions."""
-    if usage is None:
-        return None
-    given = (usage.prompt_tokens_details or usage.input_tokens_details) or _InputDetails()
-    thought = (usage.completion_tokens_details or usage.output_tokens_details) or _OutputDetails()
-    return Usage(
-        input_tokens=usage.prompt_tokens if usage.prompt_tokens is not None else usage.input_tokens,
-        output_tokens=usage.completion_tokens if usage.completion_tokens is not None else usage.output_tokens,
-        cache_read_tokens=given.cached_tokens,
-        cache_write_tokens=given.cache_write_tokens,
-        reasoning_tokens=thought.reasoning_tokens,
-    )

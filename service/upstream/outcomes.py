@@ -58,4 +58,7 @@ def limit_of_429(headers: Mapping[str, str], error_code: str) -> str:
     for dimension in ("requests", "input-tokens", "output-tokens"):
         if headers.get(f"anthropic-ratelimit-{dimension}-remaining") == "0":
             return dimension.replace("-", "_")
+    for dimension in ("input-tokens", "output-tokens"):
+        if headers.get(f"anthropic-fast-{dimension}-remaining") == "0":
+            return dimension.replace("-", "_")
     return "unknown"

@@ -16,65 +16,17 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import msgspec
 
-from observability.catalog import Outcome
 from service.errors import InvalidAnswer
 from service.record import Answered, Quota
-
-
-class StreamReader(Protocol):
-    """Reads a streamed answer as it passes; changes nothing and never raises."""
-
-    readable: bool
-    """Whether plain events can be put into the stream: it is not compressed."""
-    marked: bool
-    """Whether the API marks a stream's end; else `over` is what looks like one, and more may come."""
-
-    def feed(self, chunk: bytes) -> None:
-        """See the next bytes."""
-        ...
-
-    @property
-    def opened_with(self) -> str | None:
-        """What the first event was: None (none yet), `content` (anything but an error, a ping too) or `error`."""
-        ...
-
-    @property
-    def over(self) -> bool:
-        """Whether the provider has said its last word: its end marker, or an error."""
-        ...
-
-    def ended(self) -> tuple[Outcome, str | None]:
-        """Outcome and error type of a stream whose bytes ended here."""
-        ...
-
-    @property
-    def answered(self) -> Answered:
-        """What the stream has said so far; what it never said is None."""
-        ...
-
-
-class WholeReader(Protocol):
-    """Reads a JSON answer that comes in one piece; never raises."""
-
-    def feed(self, chunk: bytes) -> None:
-        """See the next bytes."""
-        ...
-
-    def ended(self) -> tuple[Outcome, str | None]:
-        """Outcome and error type, by status and body."""
-        ...
-
-    @property
-    def answered(self) -> Answered:
-        """What the answer said; nothing for a body that is no answer to an inference."""
-        ...
+from service.upstream.readers import StreamReader as StreamReader
+from service.upstream.readers import WholeReader as WholeReader
 
 
 @dataclass(frozen=True, slots=True)
 class Hint:
     """What an error answer says about trying again.
 
-    `limit` is one of `catalog.LIMITS_429` on a 429, else None; `retry_after` is in seconds, as the provider asked;
+    `limit` is one of `catalog.LIMITS_429` on a 429 (or what would have been one, had the stream not begun), else None; `retry_after` is in seconds, as the provider asked;
     `should_retry` is its own word (`x-should-retry`), None without one.
     """
 
@@ -241,12 +193,21 @@ class Provider(ABC):
         """Every limit that the answer's headers, come at Unix time `seen`, describe completely."""
 
     @abstractmethod
-    def hint(self, status: int, headers: Mapping[str, str], body: WholeReader | None) -> Hint:
-        """What an error answer says about trying again."""
+    def hint(self, status: int, headers: Mapping[str, str], body: WholeReader | StreamReader | None) -> Hint:
+        """What an error answer says about trying again, or a stream that opens with an error of that `status`."""
+
+    def told(self, answered: Answered, headers: Mapping[str, str]) -> Answered:
+        """What an answer says of itself, with what only its headers say."""
+        return answered
 
     @abstractmethod
     def limit_class(self, model: str) -> str:
         """The models that share one rate limit with `model` have the same class."""
+
+    def lane(self, asked: Asked | None) -> str:
+        """What sets a request apart from those that share its model's limits, because it has limits of its own; else
+        empty. Its quotas' dimensions begin with the lane's name."""
+        return ""
 
     @abstractmethod
     def credential(self, key: str) -> tuple[bytes, bytes]:

@@ -102,9 +102,11 @@ class Native:
     def _open(self, exchange: Exchange, route: Route, asked: Asked | None, channel: Channel) -> Call:
         attributes: dict[str, str | int | None] = {**_claude_code(channel.headers)}
         attributes[Attr.REQUEST_MAX_TOKENS] = None if asked is None else asked.max_tokens
-        return exchange.open_call(
+        call = exchange.open_call(
             self._provider.name, route.operation, exchange.model, streaming=exchange.streaming, attributes=attributes
         )
+        call.lane = self._provider.lane(asked)
+        return call
 
 
 def admitted() -> Caller:

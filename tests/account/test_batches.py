@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from datetime import datetime
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,24 @@ def test_a_result_costs_exactly_half_of_the_same_call_made_alone(desk: Desk) -> 
     assert alone.total % 2 == 0
     assert (found.cost_input, found.cost_output) == (alone.input // 2, alone.output // 2)
     assert (found.cost_cache_read, found.cost_cache_write) == (alone.cache_read // 2, alone.cache_write // 2)
+
+
+@pytest.mark.parametrize(
+    ("day", "certainty"), [("2026-10-20", "estimated"), ("2026-11-05", "estimated"), ("2026-11-22", "exact")]
+)
+def test_a_price_that_may_have_changed_since_the_batch_was_worked_on_is_an_estimate(
+    tmp_path: Path, day: str, certainty: str
+) -> None:
+    # Sonnet 5.5's cache reads cost less since 7 October, its batch price is in the list since the 14th.
+    now = datetime.fromisoformat(f"{day}T12:00:00+00:00").timestamp()
+    journal = Journal(tmp_path, lambda *_: None)
+    found: list[Row] = []
+    writer = LedgerWriter(journal, Ledger(tmp_path), Hooks(on_new=found.extend))
+    books = BatchBooks(PRICES, journal, lambda *_: None, clock=lambda: now)
+    said = answered(Usage(1_000_000, 0, 1_000_000), "claude-sonnet-5-5")
+    books.result(fetch(), "a", Outcome.OK, None, True, said)
+    writer.round()
+    assert [(row.certainty, row.cost) for row in found] == [(certainty, 50_000_000)]  # half of $0.10
 
 
 @pytest.mark.parametrize("variant", [{"tier": "standard"}, {"speed": "fast"}, {"tier": "priority", "speed": "fast"}])

@@ -55,10 +55,10 @@ def test_the_arithmetic_is_the_packages_own_for_every_model(total: int) -> None:
 
     prices, compared = Prices(), 0
     counts = {"input_tokens": total, "output_tokens": 1234, "cache_read_tokens": 20_001, "cache_write_tokens": 30_003}
-    theirs_of = genai_prices.Usage(**counts)
+    theirs_of, usage = genai_prices.Usage(**counts), Usage(total, 1234, 20_001, 30_003)
     for provider in (p for p in providers if p.id in prices_list.PROVIDERS):
         for model in provider.models:
-            cost = prices.cost(prices_list.PROVIDERS[provider.id], model.id, Usage(**counts), Variant(), AT)
+            cost = prices.cost(prices_list.PROVIDERS[provider.id], model.id, usage, Variant(), AT)
             if cost == UNPRICED:
                 continue  # paid by the second, the character or the picture
             theirs = model.get_prices(datetime.fromtimestamp(AT, UTC)).calc_price(theirs_of)["total_price"] * 10**9

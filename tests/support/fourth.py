@@ -10,7 +10,7 @@ import msgspec
 from observability.catalog import Outcome
 from service.record import Answered, Quota, Usage
 from service.upstream.provider import MB, Generated, Hint, Post, Prompt, Provider, Route, Said, decoded, retry_after
-from service.upstream.provider import WholeReader as AnyWholeReader
+from service.upstream.readers import AnyReader
 from service.upstream.reading import BodyReader, Count, EventReader
 
 
@@ -96,7 +96,7 @@ class Fourth(Provider):
         """None."""
         return ()
 
-    def hint(self, status: int, headers: Mapping[str, str], body: AnyWholeReader | None) -> Hint:
+    def hint(self, status: int, headers: Mapping[str, str], body: AnyReader | None) -> Hint:
         """By header."""
         return Hint("unknown" if status == 429 else None, retry_after(headers))
 

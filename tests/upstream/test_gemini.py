@@ -38,7 +38,7 @@ USAGE = {
     "thoughtsTokenCount": 20,
     "totalTokenCount": 72,
 }
-TOTAL = Usage(input_tokens=45, output_tokens=27, cache_read_tokens=10, reasoning_tokens=20)
+TOTAL = Usage(input_tokens=45, output_tokens=27, cache_read_tokens=10, reasoning_tokens=20, summed=True)
 CHUNKS = [
     chunk("Hel", usage={"promptTokenCount": 40, "candidatesTokenCount": 1, "totalTokenCount": 41}),
     chunk("lo ☀ [{", usage={"promptTokenCount": 40, "candidatesTokenCount": 3}),
@@ -223,6 +223,10 @@ def test_a_429_says_which_quota_and_when(details: tuple[dict[str, Any], ...], hi
     assert reader.ended() == (Outcome.UPSTREAM_429, "RESOURCE_EXHAUSTED")
     assert GEMINI.hint(429, {}, reader) == hint
     assert hint.limit in LIMITS_429
+    error = {"code": 429, "message": "no", "status": "RESOURCE_EXHAUSTED", "details": list(details)}
+    stream = read(sse({"error": error}))
+    assert (stream.ended(), stream.opened_with) == ((Outcome.UPSTREAM_429, "RESOURCE_EXHAUSTED"), "error")
+    assert GEMINI.hint(429, {}, stream) == hint
 
 
 @pytest.mark.parametrize(

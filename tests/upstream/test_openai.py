@@ -259,6 +259,8 @@ def failed(status: int, code: str | None, kind: str) -> WholeReader:
     ],
 )
 def test_a_429_says_which_limit_and_when(code: str | None, kind: str, headers: dict[str, str], hint: Hint) -> None:
+    stream = read(sse({"error": {"message": "no", "type": kind, "code": code}}))
+    assert (stream.opened_with, OPENAI.hint(429, headers, stream)) == ("error", hint)
     reader = failed(429, code, kind)
     assert reader.ended() == (Outcome.UPSTREAM_429, code or kind)
     assert OPENAI.hint(429, headers, reader) == hint

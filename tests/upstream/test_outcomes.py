@@ -78,3 +78,12 @@ def test_the_limit_of_a_429_is_named_by_its_code_else_by_the_bucket_that_is_empt
     headers = httpx.Headers({f"Anthropic-RateLimit-{n}-Remaining": "0" if n in empty else "1000" for n in names})
     assert limit_of_429(headers, error_code) == limit
     assert limit in catalog.LIMITS_429
+
+
+@pytest.mark.parametrize(
+    ("empty", "limit"), [("fast-input-tokens", "input_tokens"), ("fast-output-tokens", "output_tokens")]
+)
+def test_a_429_of_fast_mode_is_named_by_its_own_bucket(empty: str, limit: str) -> None:
+    names = ("ratelimit-requests", "ratelimit-input-tokens", "fast-input-tokens", "fast-output-tokens")
+    headers = httpx.Headers({f"Anthropic-{n}-Remaining": "0" if n == empty else "1000" for n in names})
+    assert limit_of_429(headers, "") == limit
