@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import replace
 from typing import Any
 
 import msgspec
 from flask import Response, g
 
+from observability.catalog import Outcome
 from service.account.exchange import Exchange
-from service.answer import Answer
+from service.answer import Answer, Body
 from service.errors import GatewayError
 from service.pipeline import said
 from service.upstream.provider import Said
@@ -25,6 +26,10 @@ HOP_BY_HOP = frozenset(
     )
 )  # fmt: skip
 """RFC 9110 section 7.6.1: they belong to one connection."""
+
+
+_AT_ONCE = 65_536
+"""Bytes of an answer of ours that are as good as handed on once they are there: they fit into the socket's buffers."""
 
 
 def of_the_connection(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
@@ -57,7 +62,27 @@ def passed_on(answer: Answer, exchange: Exchange) -> Response:
 
 def own_json(value: Any, status: int = 200) -> Response:
     """A JSON answer of ours."""
-    return _with_limits(Response(msgspec.json.encode(value), status=status, content_type="application/json"))
+    content = msgspec.json.encode(value)
+    exchange: Exchange | None = g.get("exchange")
+    if exchange is None or len(content) <= _AT_ONCE:
+        return _with_limits(Response(content, status=status, content_type="application/json"))
+    response = StreamedResponse(status=status, content_type="application/json")
+    response.headers["content-length"] = str(len(content))
+    pieces = _pieces(content, exchange, g.get("outcome", Outcome.OK), g.get("error_type"))
+    response.stream_body = Body(pieces, None)
+    return _with_limits(response)
+
+
+async def _pieces(
+    content: bytes, exchange: Exchange, outcome: Outcome, error_type: str | None
+) -> AsyncGenerator[bytes]:
+    """A large answer as its client takes it; the request ends before the last piece goes out."""
+    start = 0
+    while len(content) - start > _AT_ONCE:
+        yield content[start : start + _AT_ONCE]
+        start += _AT_ONCE
+    exchange.end(outcome, error_type)
+    yield content[start:]
 
 
 def _with_limits(response: Response) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import socket
 import threading
@@ -170,3 +171,20 @@ def exemplars(stage: Scene) -> dict[str, set[str]]:
             if sample.exemplar is not None:
                 found.setdefault(sample.exemplar.labels["trace_id"], set()).add(family.name)
     return found
+
+
+def test_a_large_answer_of_ours_lasts_until_the_client_has_taken_it() -> None:
+    message = json.loads(claude.MESSAGE)
+    message["content"][0]["text"] = "x" * 200_000
+    with scene(json_answer(json.dumps(message).encode())) as own, Wire(own.gateway.port) as wire:
+        wire.ask({"prompts": ["Hi"] * 60}, target="/batch_generate")
+        head = wire.head()
+        time.sleep(1)
+        assert own.gateway.sample("claude_proxy_in_flight_requests", http_route="/batch_generate") == 1
+        assert len(json.loads(wire.body())["results"]) == 60
+        (line,) = own.gateway.wait_requests(1)
+        (server,) = own.sink.wait(lambda span: span.kind == "SERVER")
+        assert own.gateway.sample("claude_proxy_in_flight_requests", http_route="/batch_generate") == 0
+    assert (head.status, line["outcome"]) == (200, "ok")
+    assert line["total_s"] == pytest.approx(server.seconds, abs=0.2)
+    assert line["client_wait_s"] > 0.8
