@@ -14,6 +14,7 @@ import msgspec
 
 from service.record import Quota
 from service.upstream.gemini_answers import StreamReader, WholeReader
+from service.upstream.gemini_content import GeminiContent
 from service.upstream.provider import MB, Generated, Hint, Post, Prompt, Provider, Route, Said, decoded, retry_after
 from service.upstream.provider import WholeReader as AnyWholeReader
 
@@ -113,6 +114,7 @@ class Gemini(Provider):
     credential_headers = frozenset((b"x-goog-api-key", b"authorization"))
     base_url = "https://generativelanguage.googleapis.com"
     default_model = "gemini-3.8-flash"
+    content = GeminiContent()
     operation = "generate_content"
 
     def stream_reader(
