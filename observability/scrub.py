@@ -112,8 +112,9 @@ _BEARER = re.compile(r"(?i)(?<=\bbearer )(?=\S{0,64}[0-9_])[A-Za-z0-9._~+/=\-]{8
 
 
 def without_keys(secrets: Iterable[str]) -> Callable[[str], str]:
-    """Cleans what was said in a call: it loses all that looks like a key, and the `secrets` themselves."""
-    own = sorted(filter(None, secrets), key=len, reverse=True)
+    """Cleans what was said in a call: it loses all that looks like a key, and the `secrets` themselves, unless they are
+    so short that they are words."""
+    own = sorted((secret for secret in secrets if len(secret) >= 8), key=len, reverse=True)
 
     def clean(text: str) -> str:
         for secret in own:

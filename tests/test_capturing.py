@@ -22,7 +22,7 @@ from tests.support import claude
 
 SECRET = "hunter2-is-no-key-by-its-looks"
 KEYS = ("sk-ant-api03-abcDEF", "cpk-0123456789", "AIzaSyA-1234567_x", SECRET)
-CLEAN = without_keys([SECRET, ""])
+CLEAN = without_keys([SECRET, "", "desk"])
 CONTENTS = {provider.name: provider.content for provider in PROVIDERS if provider.content is not None}
 
 
