@@ -92,7 +92,7 @@ def is_small(body: bytes) -> bool:
 
 
 class Sheet:
-    """Room for `LIMIT` bytes of JSON. Texts are cut to fit; of anything else that does not, only its type and name stay."""
+    """Room for `LIMIT` bytes of JSON. Texts are cut to fit; in the place of anything else that does not stands `CUT`."""
 
     def __init__(self, clean: Clean) -> None:
         self._clean = clean
@@ -125,7 +125,7 @@ class Sheet:
 
     def _encoded(self, part: Part) -> bytes:
         """As much of a part as fits; nothing, if not even its name does."""
-        part = {key: self._cleaned(value) for key, value in part.items()}
+        part = {key: self._cleaned(value) if self._may_fit(value) else CUT for key, value in part.items()}
         encoded = msgspec.json.encode(part)
         if len(encoded) < self._left:
             return encoded
@@ -139,6 +139,12 @@ class Sheet:
                 return msgspec.json.encode(part | {field: words + CUT})
         bare = msgspec.json.encode({key: part[key] for key in ("type", "id", "name") if key in part})
         return bare if len(bare) < self._left else b""
+
+    def _may_fit(self, value: object) -> bool:
+        """Whether a value is worth a closer look: a tool's arguments are told whole or not at all."""
+        fits = not isinstance(value, dict | list) or len(msgspec.json.encode(value)) < self._left
+        self.is_cut = self.is_cut or not fits
+        return fits
 
     def _cleaned(self, value: Any) -> Any:
         """A value without keys; its texts no longer than would fit, and none ends with half a key."""

@@ -104,9 +104,18 @@ def test_a_long_tool_result_is_cut_like_a_text_and_of_long_arguments_only_the_to
     assert message["parts"][0]["response"].endswith(CUT)
     called = {"type": "tool_use", "id": "t1", "name": "write", "input": {"file": "word " * 10_000}}
     told = captured({"messages": [user([called, {"type": "text", "text": "after"}])]})
-    bare = {"type": "tool_call", "id": "t1", "name": "write"}
+    bare = {"type": "tool_call", "id": "t1", "name": "write", "arguments": CUT}
     assert told[Attr.INPUT_MESSAGES][0]["parts"] == [bare, {"type": "text", "content": "after"}]
     assert told[Attr.CONTENT_CUT] == [Attr.INPUT_MESSAGES]
+
+
+def test_a_part_for_which_there_is_no_room_keeps_its_name_and_after_that_there_is_nothing() -> None:
+    sheet = Sheet(CLEAN)
+    text = {"type": "text", "content": "x" * (LIMIT - 90)}
+    call = {"type": "tool_call", "id": "t1", "name": "y" * 10, "arguments": {"a": "b" * 20}}
+    shown = json.loads(msgspec.json.encode(sheet.parts([text, call, call])))
+    assert shown == [text, {"type": "tool_call", "id": "t1", "name": "y" * 10}]
+    assert sheet.is_cut
 
 
 def test_bodies_that_are_too_large_or_hold_too_many_values_are_not_read_and_said_to_be_cut() -> None:
