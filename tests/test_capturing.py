@@ -16,7 +16,7 @@ from service.account.exchange import Call
 from service.capturing import MOST, Capturing, Sheet, is_small
 from service.upstream.anthropic_answers import StreamReader, WholeReader
 from service.upstream.client import Prepared
-from service.upstream.content import CUT, LIMIT, Content
+from service.upstream.content import CUT, KEY, LIMIT, Content
 from service.upstream.providers import PROVIDERS
 from tests.support import claude
 
@@ -153,12 +153,23 @@ def test_prose_is_not_taken_for_keys() -> None:
     assert CLEAN(words) == words
 
 
-@pytest.mark.parametrize("secret", KEYS)
+@pytest.mark.parametrize("secret", [*KEYS, "hunter2-" + "h" * 200])
 def test_a_cut_leaves_no_half_of_a_key(secret: str) -> None:
     for at in range(LIMIT - 700, LIMIT + 40, 7):
-        sheet = Sheet(CLEAN)
+        sheet = Sheet(without_keys([secret]))
         shown = msgspec.json.encode(sheet.parts([{"type": "text", "content": "x" * at + " " + secret + " y" * 9000}]))
         assert secret.encode()[:8] not in shown
+
+
+def test_a_cut_leaves_no_half_of_a_key_where_others_were_taken_out_before_it() -> None:
+    secret = "hunter2-" + "h" * 200
+    gone = f"{secret} " * 9
+    for at in range(LIMIT + 250, LIMIT + KEY, 13):
+        sheet = Sheet(without_keys([secret]))
+        text = gone + "x" * (at - len(gone) - 1) + " " + secret + " y" * 9000
+        shown = msgspec.json.encode(sheet.parts([{"type": "text", "content": text}]))
+        assert shown.count(b"REDACTED") == 9
+        assert b"hunter2" not in shown
 
 
 def test_a_stream_is_told_as_far_as_it_came_and_a_retry_begins_anew() -> None:
@@ -172,6 +183,8 @@ def test_a_stream_is_told_as_far_as_it_came_and_a_retry_begins_anew() -> None:
     assert call.content is not None
     (message,) = json.loads(str(call.content()[Attr.OUTPUT_MESSAGES]))
     assert (message["finish_reason"], message["parts"]) == ("error", [{"type": "text", "content": "second"}])
+    capturing.sending(call, prepared)
+    assert dict(call.content()) == {}
 
 
 def test_a_compressed_answer_is_read_as_its_reader_reads_it() -> None:

@@ -74,8 +74,7 @@ class _Blocks(Pieces):
         event = _event.decode(data)
         delta = event.delta
         if event.type == "content_block_start" and isinstance(event.content_block, dict):
-            begun = _part(event.content_block)
-            self._add(0, event.index, begun | {"arguments": None} if "arguments" in begun else begun)
+            self._add(0, event.index, _part(event.content_block))
         elif event.type == "content_block_delta" and delta is not None:
             what = reasoning("") if delta.thinking else tool_call(None, None, None) if delta.partial_json else text("")
             self._add(0, event.index, what, delta.text or delta.thinking or delta.partial_json)

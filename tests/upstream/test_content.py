@@ -118,6 +118,13 @@ def test_a_stream_of_claude_is_put_together_by_block() -> None:
     assert streamed(CLAUDE, *_events(claude.STREAM)) == [answer("end_turn", text("Hello"))]
 
 
+def test_a_tool_that_takes_nothing_is_called_with_nothing() -> None:
+    block = {"type": "tool_use", "id": "t1", "name": "now", "input": {}}
+    events = _events(claude.event("content_block_start", index=0, content_block=block) + claude.last())
+    call = {"type": "tool_call", "id": "t1", "name": "now", "arguments": {}}
+    assert streamed(CLAUDE, *events) == [answer("end_turn", call)]
+
+
 @pytest.mark.parametrize("name", ["systemInstruction", "system_instruction"])
 def test_a_request_to_gemini(name: str) -> None:
     instructions, messages = asked(
