@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import re
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from opentelemetry.sdk.trace import Event, ReadableSpan
@@ -105,6 +105,23 @@ def _query(query: str) -> str:
 
 def _text(text: str) -> str:
     return _KEY_TEXT.sub(GONE, text) if any(mark in text for mark in _MARKS) else text
+
+
+_BEARER = re.compile(r"(?i)(?<=\bbearer )(?=\S{0,64}[0-9_])[A-Za-z0-9._~+/=\-]{8,}")
+"""A token that is named as one, whatever it looks like."""
+
+
+def without_keys(secrets: Iterable[str]) -> Callable[[str], str]:
+    """Cleans what was said in a call: it loses all that looks like a key, and the `secrets` themselves, unless they are
+    so short that they are words."""
+    own = sorted((secret for secret in secrets if len(secret) >= 8), key=len, reverse=True)
+
+    def clean(text: str) -> str:
+        for secret in own:
+            text = text.replace(secret, GONE)
+        return _text(_BEARER.sub(GONE, text) if "earer " in text.lower() else text)
+
+    return clean
 
 
 def clean_line(data: bytes) -> bytes:

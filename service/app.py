@@ -13,6 +13,7 @@ import service
 from observability import catalog
 from observability.exposition import Exposition, Place
 from observability.lag import LagMonitor
+from observability.scrub import without_keys
 from observability.start import Telemetry, start
 from observability.tracing import Options
 from service.account.bookkeeping import Bookkeeping
@@ -22,6 +23,7 @@ from service.allowances import Allowance, Allowances
 from service.batching import Batching
 from service.caching import Caching
 from service.capacity import Capacity
+from service.capturing import Capturing
 from service.pacer.clients import ClientLimits
 from service.pacer.pacing import Pacer
 from service.pacer.retries import RetryBudget
@@ -164,9 +166,17 @@ def _pipelines(
             caching=Caching(answers, pauses, provider.name) if settings.cache_ttl else None,
             capacity=Capacity(pacer, provider, pauses, settings.queue_timeout) if settings.pacing else None,
             allowances=allowances,
+            capturing=_capturing(settings, provider),
         )
         for provider in providers
     }
+
+
+def _capturing(settings: Settings, provider: Provider) -> Capturing | None:
+    if not settings.capture_content or provider.content is None:
+        return None
+    secrets = [settings.metrics_token, *(upstream.key for upstream in settings.upstreams.values())]
+    return Capturing(provider.content, without_keys(secrets))
 
 
 def _batching(telemetry: Telemetry, keeping: Bookkeeping) -> dict[str, Batching]:

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 
 from opentelemetry.trace import Span
 
+from service.account.estimate import tokens_of
 from service.account.exchange import Call, Exchange
 from service.account.pauses import Pauses
 from service.errors import QueueRejected
 from service.pacer.grant import Ask, Grant, PoolKey, Refused
 from service.pacer.pacing import Pacer
-from service.policy.pacing import Limit
+from service.policy.pacing import TOKENS_PER_MEDIUM, Limit
 from service.policy.size import measured
 from service.record import Answered, Quota, Usage
 from service.upstream.client import Prepared
@@ -62,6 +63,14 @@ class Capacity:
         waiting.done(grant.dimension, grant.predicted)
         call.input_estimate = grant.estimate
         return Leave(grant, call.lane)
+
+
+def guessed(call: Call, prepared: Prepared) -> int | None:
+    """Input tokens by the body's size, of an inference that no pacer measures."""
+    if call.operation is None or not isinstance(prepared.body, bytes):
+        return None
+    text, media = measured(prepared.body)
+    return tokens_of(text) + round(media * TOKENS_PER_MEDIUM)
 
 
 class Leave:

@@ -74,6 +74,16 @@ def choice(*allowed: str) -> Callable[[str], str]:
     return checked
 
 
+def capture(text: str) -> bool:
+    """Whether what is said may be told, as OpenTelemetry's GenAI packages spell it: the newer words or the older."""
+    word = text.strip().upper()
+    if word in ("EVENT_ONLY", "SPAN_AND_EVENT"):
+        raise ValueError("SPAN_ONLY or NO_CONTENT: what is said can be told in spans only, there are no events")
+    if word not in ("NO_CONTENT", "SPAN_ONLY", "TRUE", "FALSE"):
+        raise ValueError("SPAN_ONLY or NO_CONTENT")
+    return word in ("SPAN_ONLY", "TRUE")
+
+
 class Allowance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a named client may do; what is left out is not limited. `models` are names, `*` stands for any part."""
 

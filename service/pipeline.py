@@ -15,17 +15,15 @@ import msgspec
 from msgspec.structs import replace
 
 from observability.catalog import Outcome
-from service.account.estimate import tokens_of
 from service.account.exchange import Call, Exchange
 from service.account.pauses import Pauses
 from service.allowances import Allowances
 from service.answer import Answer
 from service.caching import Asked, Caching
-from service.capacity import Capacity, Leave
+from service.capacity import Capacity, Leave, guessed
+from service.capturing import Capturing
 from service.errors import GatewayError, QueueRejected, UpstreamFailed
-from service.policy.pacing import TOKENS_PER_MEDIUM
 from service.policy.retry import Failure, Pause, Stop
-from service.policy.size import measured
 from service.record import Answered
 from service.relay import Chunks, Events, abandon, end_with, fail, read_whole
 from service.results import Failed, Large, Result, Streaming, Whole
@@ -68,11 +66,12 @@ class Pipeline:
         caching: Caching | None = None,
         capacity: Capacity | None = None,
         allowances: Allowances | None = None,
+        capturing: Capturing | None = None,
     ) -> None:
         self.provider = provider
         self._client, self._pauses, self._plan, self._budget, self._vain = client, pauses, plan, budget, vain
         self._injects, self._caching, self._capacity, self._allowances = injects, caching, capacity, allowances
-        self._total_timeout = total_timeout
+        self._total_timeout, self._capturing = total_timeout, capturing
 
     async def run(
         self, exchange: Exchange, call: Call, prepared: Prepared, *, large: bool = False, check: Check | None = None
@@ -165,7 +164,7 @@ class Pipeline:
     async def _leave(self, job: _Job, left: float) -> Leave | None:
         """Wait for room under the provider's limits. What is taken is settled as the call ends."""
         if self._capacity is None:
-            job.call.input_estimate = _guessed(job)
+            job.call.input_estimate = guessed(job.call, job.prepared)
             return None
         leave = await self._capacity.leave(job.exchange, job.call, job.prepared, left)
         if leave is not None:
@@ -193,6 +192,8 @@ class Pipeline:
         """Send once and read as far as must be read before the client gets its first byte."""
         exchange, call, status = job.exchange, job.call, None
         call.sent, call.answered = True, Answered  # what an attempt before said of itself is not this one's
+        if self._capturing is not None:
+            self._capturing.sending(call, job.prepared)
         try:
             with exchange.lifetime.upstream.waiting():
                 response = await self._client.send(job.prepared, call.span, resend_count=len(call.attempts))
@@ -223,6 +224,8 @@ class Pipeline:
         if status < 400 and provider.is_stream(kind, asked=call.streaming):
             stream = provider.stream_reader(call.elapsed, call.first_chunk_event, kind, encoding)
             call.answered = lambda: provider.told(stream.answered, response.headers)
+            if self._capturing is not None:
+                self._capturing.stream(call, stream)
             events = Events(chunks, stream)
             await events.open()
             streaming = Streaming(response, events, stream, lambda: _hint(provider, response, stream))
@@ -234,6 +237,8 @@ class Pipeline:
             return Large(response, chunks)
         whole = provider.whole_reader(status, inference=call.operation is not None, encoding=encoding)
         call.answered = lambda: provider.told(whole.answered, response.headers)
+        if self._capturing is not None:
+            self._capturing.whole(call, whole)
         body = await read_whole(chunks, whole.feed)
         if job.check is not None and status < 400:
             job.check(body)
@@ -259,14 +264,6 @@ def _within(job: _Job, left: float) -> _Job:
         return job
     patience = min(job.prepared.first_byte_timeout, max(left, _LEAST))
     return replace(job, prepared=replace(job.prepared, first_byte_timeout=patience))
-
-
-def _guessed(job: _Job) -> int | None:
-    """Input tokens by the body's size, of an inference that no pacer measures."""
-    if job.call.operation is None or not isinstance(job.prepared.body, bytes):
-        return None
-    text, media = measured(job.prepared.body)
-    return tokens_of(text) + round(media * TOKENS_PER_MEDIUM)
 
 
 def said(error: GatewayError, exchange: Exchange | None) -> Said:

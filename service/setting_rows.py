@@ -126,8 +126,8 @@ TABLE: tuple[Setting, ...] = (
     Setting("CLAUDE_PROXY_TRACES_PER_SECOND", "traces_per_second", parse.positive, "100", "Most traces a second that the head decision takes, per worker."),
     Setting("CLAUDE_PROXY_TRACE_SLOW", "trace_slow", parse.seconds, "60", "Seconds from which a request is slow, so that its trace is kept."),
     Setting("OTEL_BSP_SCHEDULE_DELAY", "export_delay_ms", parse.count(10, 60_000), "1000", "Milliseconds between span exports."),
-    Setting("OTEL_BSP_MAX_QUEUE_SIZE", "export_queue", parse.count(128, 1_000_000), "8192", "Spans that may wait for export (about 4 KB each); traces beyond are dropped and counted."),
-    Setting("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "capture_content", parse.choice("NO_CONTENT"), "NO_CONTENT", "Prompts are never recorded; other values are refused until they work."),
+    Setting("OTEL_BSP_MAX_QUEUE_SIZE", "export_queue", parse.count(128, 1_000_000), "8192", "Spans that may wait for export (about 4 KB each, with prompts up to 100 KB); traces beyond are dropped and counted."),
+    Setting("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "capture_content", parse.capture, "NO_CONTENT", "`SPAN_ONLY` (or `true`): prompts and answers stand in the spans of provider calls, see *Prompts and answers in traces*. `NO_CONTENT` (or `false`): nowhere. There are no events: values that ask for them are refused."),
     Setting("HTTPS_PROXY", "proxy", parse.url, "", "Forward proxy to the provider; `HTTP_PROXY` and `NO_PROXY` are honoured too."),
     Setting("SSL_CERT_FILE", "ca_file", parse.ca_file, "", "CA bundle for the provider's certificate. Empty: certifi's."),
 )  # fmt: skip

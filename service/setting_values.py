@@ -63,7 +63,7 @@ class Settings:
     trace_slow: float
     export_delay_ms: int
     export_queue: int
-    capture_content: str
+    capture_content: bool
     ca_file: str
     proxy: str = field(repr=False)
     """HTTPS_PROXY as it stands; what it means for each provider is in `upstreams`."""

@@ -16,6 +16,7 @@ from service.store.shared import CLIENTS
 
 KEY = {"ANTHROPIC_API_KEY": "sk-ant-secret-provider-key"}
 SHA = "a" * 64
+CAPTURE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 
 
 def _refused(**environ: str) -> str:
@@ -77,12 +78,31 @@ def test_an_empty_variable_is_the_same_as_none() -> None:
         ("CLAUDE_PROXY_GRACEFUL_TIMEOUT", "3", "a whole number from 4 to 3600"),
         ("CLAUDE_PROXY_KEEPALIVE", "0", "a whole number from 1 to 3600"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "localhost:4318", "an http:// or https:// address without query"),
-        ("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "SPAN_ONLY", "one of NO_CONTENT"),
+        ("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "yes", "SPAN_ONLY or NO_CONTENT"),
         ("HTTPS_PROXY", "proxy:3128", "an http:// or https:// address without query"),
     ],
 )
 def test_a_malformed_value_is_refused_by_its_name_and_what_was_expected(name: str, value: str, expected: str) -> None:
     assert _refused(**{name: value}) == f"{name}={value!r} is not valid: expected {expected}."
+
+
+@pytest.mark.parametrize("value", ["EVENT_ONLY", "span_and_event"])
+def test_a_value_that_wants_events_is_refused_by_the_variable_the_value_that_works_and_why(value: str) -> None:
+    assert _refused(**{CAPTURE: value}) == (
+        f"{CAPTURE}={value!r} is not valid: expected SPAN_ONLY or NO_CONTENT: "
+        "what is said can be told in spans only, there are no events."
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "on"),
+    [
+        ("", False), ("NO_CONTENT", False), ("no_content", False), ("false", False), ("FALSE", False),
+        ("SPAN_ONLY", True), ("span_only", True), (" Span_Only ", True), ("true", True), ("True", True),
+    ],
+)  # fmt: skip
+def test_content_capture_is_off_unless_it_is_asked_for_in_the_newer_words_or_the_older(value: str, on: bool) -> None:
+    assert settings.load({**KEY, CAPTURE: value}).capture_content is on
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,12 @@ from observability import catalog
 from observability.catalog import Attr, Fault, LogEvent, Outcome
 from observability.metrics import Exemplar
 from observability.start import Telemetry
+from observability.tracing import Attributes
 from service.account.books import Books
 from service.record import Answered, Attempt, Certainty, Kind, Record, Usage
 
 T = TypeVar("T")
+Content = Callable[[], Attributes]
 
 _LEVEL = {Fault.NOBODY: "info", Fault.CLIENT: "info", Fault.PROVIDER: "warning", Fault.US: "error"}
 
@@ -40,16 +42,21 @@ class Closing:
             self._log.error(LogEvent.LOG, message="closing failed", exc_info=error)
             return None
 
-    def close(self, record: Record, server: Span | None, inference: Span | None) -> None:
-        """A request or call has ended: `server` is the request's span, `inference` that of its provider call."""
+    def close(
+        self, record: Record, server: Span | None, inference: Span | None, content: Content | None = None
+    ) -> None:
+        """A request or call has ended: `server` is the request's span, `inference` that of its provider call, and
+        `content` tells what was said in it, if that is to be told."""
         # First, and by itself: whatever else goes wrong, the call is in the ledger.
         self.safely(lambda: self.books.ended(record))
-        self.safely(lambda: self._tell(record, server, inference))
+        said = self.safely(content) if content is not None and inference is not None and record.trace.kept else None
+        self.safely(lambda: self._tell(record, server, inference, said or {}))
 
-    def _tell(self, record: Record, server: Span | None, inference: Span | None) -> None:
+    def _tell(self, record: Record, server: Span | None, inference: Span | None, said: Attributes) -> None:
         if inference is not None:
             # What the client takes to read an answer that is in is not the call's time.
-            self._tracing.end(inference, _inference_attributes(record), record.error_type, record.timings.call)
+            told = {**_inference_attributes(record), **said}
+            self._tracing.end(inference, told, record.error_type, record.timings.call)
         if server is not None:
             self._end_request(record, server)
         self._count_call(record)
@@ -210,7 +217,7 @@ _REQUEST_ID = {"anthropic": Attr.ANTHROPIC_REQUEST_ID}
 """Under which name a provider's own traces have its request id; where nobody has said, under ours."""
 
 
-def _inference_attributes(record: Record) -> dict[str, str | int | float | list[str] | None]:
+def _inference_attributes(record: Record) -> Attributes:
     answered = record.answered
     usage = answered.usage or Usage()
     reason = answered.finish_reason or (None if record.outcome is Outcome.OK else "error")

@@ -55,6 +55,8 @@ class Call:
         self.attempts: list[Attempt] = []
         self.answered: Callable[[], Answered] = Answered
         """Tells what the answer has said so far; set once an answer is being read."""
+        self.content: Callable[[], Attributes] | None = None
+        """Tells what was said in it, as attributes of its span; None: that is not to be told."""
         self.upstream_request_id: str | None = None
         self.quotas: tuple[Quota, ...] = ()
         self.queued = self.paused = 0.0
@@ -201,7 +203,7 @@ class Exchange:
         span = call.span or self.server
         record = safely(lambda: self._record(Kind.CALL, call, outcome, error_type, timings, span))
         if record is not None:
-            self._closing.close(record, None, call.span)
+            self._closing.close(record, None, call.span, call.content)
 
     def end(self, outcome: Outcome, error_type: str | None = None) -> None:
         """The request has ended; only the first call counts."""
@@ -223,7 +225,7 @@ class Exchange:
         )
         record = self._closing.safely(lambda: self._record(self.kind, call, outcome, error_type, timings, self.server))
         if record is not None:
-            self._closing.close(record, self.server, None if call is None else call.span)
+            self._closing.close(record, self.server, call.span if call else None, call.content if call else None)
         self.error_type = error_type
 
     def _record(

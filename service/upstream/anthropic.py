@@ -16,6 +16,7 @@ import msgspec
 from service.record import Quota
 from service.upstream.anthropic_answers import StreamReader as StreamReader
 from service.upstream.anthropic_answers import WholeReader as WholeReader
+from service.upstream.anthropic_content import ClaudeContent
 from service.upstream.outcomes import limit_of_429
 from service.upstream.provider import (
     MB,
@@ -126,6 +127,7 @@ class Anthropic(Provider):
     credential_headers = frozenset((b"x-api-key", b"authorization"))
     base_url = "https://api.anthropic.com"
     default_model = "claude-opus-5-5"
+    content = ClaudeContent()
     default_model_setting = "CLAUDE_PROXY_DEFAULT_MODEL"
 
     def stream_reader(

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from service.record import Answered, Quota
 from service.upstream.gemini_answers import StreamReader, WholeReader
+from service.upstream.gemini_content import GeminiContent
 from service.upstream.provider import MB, Generated, Hint, Post, Prompt, Provider, Route, Said, decoded, retry_after
 from service.upstream.readers import AnyReader
 
@@ -114,6 +115,7 @@ class Gemini(Provider):
     credential_headers = frozenset((b"x-goog-api-key", b"authorization"))
     base_url = "https://generativelanguage.googleapis.com"
     default_model = "gemini-3.8-flash"
+    content = GeminiContent()
     operation = "generate_content"
 
     def stream_reader(

@@ -14,6 +14,7 @@ import msgspec
 
 from service.record import Quota
 from service.upstream.openai_answers import SPEND, StreamReader, WholeReader
+from service.upstream.openai_content import OpenAIContent
 from service.upstream.provider import MB, Generated, Hint, Post, Prompt, Provider, Route, Said, decoded, retry_after
 from service.upstream.readers import AnyReader
 
@@ -97,6 +98,7 @@ class OpenAI(Provider):
     credential_headers = frozenset((b"authorization",))
     base_url = "https://api.openai.com"
     default_model = "gpt-6.1-sol"
+    content = OpenAIContent()
 
     def stream_reader(
         self, clock: Callable[[], float], on_first_chunk: Callable[[], None], content_type: str, encoding: str

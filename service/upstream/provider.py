@@ -6,20 +6,19 @@ headers tell the limits, how an error of ours must look. Nothing here does I/O.
 
 from __future__ import annotations
 
-import math
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import msgspec
 
 from service.errors import InvalidAnswer
 from service.record import Answered, Quota
+from service.upstream.content import Content
 from service.upstream.readers import StreamReader as StreamReader
 from service.upstream.readers import WholeReader as WholeReader
+from service.upstream.waits import retry_after as retry_after
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +45,6 @@ class Said:
     request_id: str | None
     retry_after: float | None = None
     """Seconds after which to come back."""
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """What `retry-after-ms`, else `retry-after` (seconds, or an HTTP date) asks for, in seconds; nonsense is None."""
-    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
-        text = headers.get(name, "")
-        try:
-            seconds = float(text) * unit
-        except ValueError:
-            try:
-                seconds = parsedate_to_datetime(text).timestamp() - time.time()
-            except (ValueError, OverflowError, TypeError):
-                continue
-        if math.isfinite(seconds):
-            return max(0.0, seconds)
-    return None
 
 
 MB = 1024 * 1024
@@ -177,6 +160,8 @@ class Provider(ABC):
     """The variable for it, where it has a name of its own."""
     operation: ClassVar[str] = "chat"
     """`gen_ai.operation.name` of its inference."""
+    content: ClassVar[Content | None] = None
+    """Reads what is said, for content capture; None: that cannot be had."""
 
     @abstractmethod
     def stream_reader(

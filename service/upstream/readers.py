@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from observability.catalog import Outcome
@@ -13,6 +14,8 @@ class StreamReader(Protocol):
 
     readable: bool
     """Whether plain events can be put into the stream: it is not compressed."""
+    listener: Callable[[bytes], None] | None
+    """Is shown what each event carries; must not raise."""
     marked: bool
     """Whether the API marks a stream's end; else `over` is what looks like one, and more may come."""
 
@@ -45,6 +48,11 @@ class WholeReader(Protocol):
 
     def feed(self, chunk: bytes) -> None:
         """See the next bytes."""
+        ...
+
+    @property
+    def body(self) -> bytes:
+        """The bytes, inflated."""
         ...
 
     def ended(self) -> tuple[Outcome, str | None]:

@@ -77,6 +77,8 @@ class EventReader(ABC, Generic[E]):
         self._error: tuple[Outcome, str | None] | None = None
         self._malformed = False
         self._refused = False
+        self.listener: Callable[[bytes], None] | None = None
+        """Is shown each event too; must not raise."""
 
     @abstractmethod
     def _see(self, event: E) -> None:
@@ -91,6 +93,8 @@ class EventReader(ABC, Generic[E]):
                 self._see(self._decoder.decode(data))
             except NOT_OURS:
                 self._malformed = True
+            if self.listener is not None:
+                self.listener(data)
             if self.opened_with is None:
                 self.opened_with = "content" if self._error is None else "error"
 
@@ -149,10 +153,15 @@ class BodyReader(ABC, Generic[E]):
         """See the next bytes; never raises."""
         self._parts.append(self._inflate(chunk) if self._inflate is not None else chunk)
 
+    @property
+    def body(self) -> bytes:
+        """All of it so far, inflated."""
+        return b"".join(self._parts)
+
     def _event(self) -> E | None:
         if self._seen is None:
             try:
-                self._seen = self._decoder.decode(b"".join(self._parts))
+                self._seen = self._decoder.decode(self.body)
             except NOT_OURS:
                 return None
         return self._seen

@@ -11,7 +11,9 @@ from contextlib import ExitStack, contextmanager
 import httpx
 import pytest
 
+from observability.catalog import Attr
 from service.upstream.anthropic import Anthropic
+from service.upstream.content import LIMIT
 from service.web.auth import hash_key
 from tests.support import canaries, claude
 from tests.support.canaries import BARE, CLIENT_KEY, FILE, PATH_KEY, PLAYS, PROMPT, QUERY, SYSTEM, WRONG_KEY, Search
@@ -93,7 +95,9 @@ class Stage:
 
 
 @contextmanager
-def staged(level: str, upstream_url: str = "", kind: type[Gateway] = BuggyGateway) -> Iterator[Stage]:
+def staged(
+    level: str, upstream_url: str = "", kind: type[Gateway] = BuggyGateway, capture: str = ""
+) -> Iterator[Stage]:
     with OtlpSink() as sink, ExitStack() as stack:
         upstream = stack.enter_context(Upstream(PLAYS["ok"]))
         gateway = stack.enter_context(
@@ -107,6 +111,7 @@ def staged(level: str, upstream_url: str = "", kind: type[Gateway] = BuggyGatewa
                 CLAUDE_PROXY_GRACEFUL_TIMEOUT="4",
                 OTEL_EXPORTER_OTLP_ENDPOINT=sink.url,
                 OTEL_BSP_SCHEDULE_DELAY="50",
+                OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT=capture,
                 PYTHONASYNCIODEBUG="1" if level == "debug" else "",
             )
         )
@@ -201,12 +206,36 @@ def drained(stage: Stage) -> None:
     assert stage.gateway.wait() == 0
 
 
-def searched(stage: Stage, metrics: list[str]) -> Search:
-    """Everything the gateway said, looked through."""
+def keys_that_are_spoken(stage: Stage) -> None:
+    """Keys in prompts and in answers, whole and in pieces; and a prompt that is cut just where a key stands."""
+    stage.upstream.script = PLAYS["ok"]
+    stage.send("POST", "/v1/messages", canaries.SPOKEN)
+    stage.send("POST", "/generate", {"prompt": canaries.SPOKEN["messages"][0]["content"], "system": PROMPT})
+    for at in range(LIMIT - 120, LIMIT + 8, 8):
+        long = "x" * at + " " + canaries.METRICS_TOKEN + " y" * LIMIT
+        stage.send("POST", "/v1/messages", canaries.ASKED | {"messages": [{"role": "user", "content": long}]})
+    for key in canaries.KEYS:
+        events = (
+            claude.start() + claude.BLOCK + b"".join(claude.delta(key[at : at + 5]) for at in range(0, len(key), 5))
+        )
+        stage.upstream.script = lambda c, seen, events=events: c.sendall(  # type: ignore[misc]
+            claude.SSE_HEAD + claude.chunk(events + claude.last()) + claude.LAST_CHUNK
+        )
+        stage.send("POST", "/v1/messages", canaries.ASKED | {"stream": True})
+
+
+CONTENT = (Attr.INPUT_MESSAGES, Attr.OUTPUT_MESSAGES, Attr.SYSTEM_INSTRUCTIONS)
+
+
+def searched(stage: Stage, metrics: list[str], *, captured: bool = False) -> Search:
+    """Everything the gateway said, looked through. `captured`: in the attributes for it prompts may stand, and no key."""
     search = Search()
     search.through("log lines", (line.encode() for line in stage.gateway.lines))
-    search.through("span exports", stage.sink.bodies)
+    search.through("span exports", stage.sink.bodies, keys_only=captured)
     for span in stage.sink.spans:
+        if captured and span.kind == "CLIENT" and span.name.startswith("chat "):
+            said = [str(span.attributes.pop(key)).encode() for key in CONTENT if key in span.attributes]
+            search.through("content", said, keys_only=True)
         search.through("spans", [repr(span).encode()])
         texts = [f"{key}={value}" for key, value in (span.attributes | span.resource).items()]
         texts += [f"{e} {key}={value}" for e, _, attributes in span.events for key, value in attributes.items()]
@@ -240,6 +269,20 @@ def test_no_key_and_no_prompt_is_in_any_log_line_span_metric_or_error_of_ours(
     assert len(stage.sink.spans) > 300
     if level in ("debug", "info"):
         assert search.looked["log lines"] > len(stage.statuses) * 0.9
+
+
+def test_with_content_capture_prompts_are_in_the_attributes_for_them_and_nowhere_else_and_keys_nowhere() -> None:
+    with staged("debug", capture="SPAN_ONLY") as stage:
+        for act in (every_play, every_refusal, every_bug, keys_that_are_spoken):
+            act(stage)
+        metrics = scraped(stage)
+        drained(stage)
+        said = "\n".join(str(span.attributes.get(key)) for span in stage.sink.spans for key in CONTENT)
+        search = searched(stage, metrics, captured=True)
+    assert search.found == []
+    assert search.looked["content"] > 100
+    assert all(json.dumps(words, ensure_ascii=False)[1:-1] in said for words in (PROMPT, SYSTEM, FILE, canaries.ANSWER))
+    assert said.count("REDACTED") > 40
 
 
 def test_with_no_upstream_at_all_nothing_is_said_of_key_or_prompt_either() -> None:

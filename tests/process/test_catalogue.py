@@ -62,6 +62,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     ledger = {
         "CLAUDE_PROXY_LEDGER": str(tmp_path_factory.mktemp("ledger")),
         "CLAUDE_PROXY_CLIENT_LIMITS_FILE": str(limits),
+        "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "SPAN_ONLY",
     }
     strictly = shared | POLICY | ledger
     with (

@@ -18,7 +18,7 @@ LADDER = (
     ("app",),
     ("web",),
     ("pipeline", "settings", "reconcile_report"),
-    ("results", "capacity", "allowances", "caching", "batching"),
+    ("results", "capacity", "allowances", "caching", "batching", "capturing"),
     ("relay", "tries", "pacer"),
     ("policy", "store", "upstream", "account", "setting_rows", "setting_values"),
     ("record", "errors", "lifetime", "parse", "answer"),

@@ -55,6 +55,10 @@ ASKED = claude.ASKED | {
 EVERY = (
     PROVIDER_KEY, CLIENT_KEY, WRONG_KEY, METRICS_TOKEN, PROMPT, SYSTEM, TOOL, FILE, ANSWER, QUERY_KEY, PATH_KEY, BARE,
 )  # fmt: skip
+KEYS = (PROVIDER_KEY, CLIENT_KEY, WRONG_KEY, METRICS_TOKEN, QUERY_KEY, PATH_KEY)
+"""Those of them that never leave, not even with content capture."""
+SPOKEN = ASKED | {"messages": [{"role": "user", "content": f"{PROMPT}\n" + "\n".join(KEYS) + f"\nBearer {BARE}42"}]}
+"""A prompt with every key in it."""
 QUOTED = " ".join((ANSWER, PROMPT, SYSTEM, TOOL, FILE, PROVIDER_KEY, CLIENT_KEY, BARE))
 """What an upstream answers that repeats everything it was told."""
 
@@ -73,6 +77,9 @@ def forms(secret: str) -> set[bytes]:
 
 
 FORMS = {form: secret for secret in EVERY for form in forms(secret)}
+KEY_FORMS = {form: secret for form, secret in FORMS.items() if secret in KEYS}
+HALVES = tuple(key[key.index("CANARY") :][:10].encode() for key in KEYS)
+"""What half a key would show."""
 
 
 @dataclass
@@ -82,12 +89,13 @@ class Search:
     looked: dict[str, int] = field(default_factory=dict)
     found: list[str] = field(default_factory=list)
 
-    def through(self, kind: str, pieces: Iterable[bytes]) -> None:
-        """Search these pieces; anything that says CANARY at all is found too."""
+    def through(self, kind: str, pieces: Iterable[bytes], *, keys_only: bool = False) -> None:
+        """Search these pieces; anything that says CANARY at all is found too. `keys_only`: where prompts may stand."""
+        looked_for, marks = (KEY_FORMS, HALVES) if keys_only else (FORMS, (b"CANARY",))
         for piece in pieces:
             self.looked[kind] = self.looked.get(kind, 0) + 1
-            hits = {secret for form, secret in FORMS.items() if form in piece}
-            if hits or b"CANARY" in piece:
+            hits = {secret for form, secret in looked_for.items() if form in piece}
+            if hits or any(mark in piece for mark in marks):
                 self.found.append(f"{kind}: {sorted(hits)} in {piece[:600]!r}")
 
 

@@ -162,6 +162,8 @@ def send_policy(gateway: Gateway) -> int:
     for _ in range(2):
         mix.ask("POST", "/v1/messages", ASKED)
     mix.ask("POST", "/v1/messages", ASKED, **{"cache-control": "no-cache"})
+    long = {"system": "Be brief", "messages": [{"role": "user", "content": "Something long. " * 3000}]}
+    mix.ask("POST", "/v1/messages", ASKED | long)
     mix.ask("POST", "/v1/messages", ASKED | {"max_tokens": 50}, "fault=overloaded")
     mix.ask("POST", "/v1/messages", ASKED | {"model": "claude-fable-5-2"}, **{"x-api-key": NARROW_KEY})
     unpriced = {"model": "gpt-6.2-sol", "messages": ASKED["messages"]}
