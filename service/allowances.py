@@ -8,8 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from service.account.call import Call
 from service.account.estimate import tokens_of
-from service.account.exchange import Call, Exchange
+from service.account.exchange import Exchange
 from service.errors import BatchForbidden, ClientLimited, ModelForbidden
 from service.pacer.clients import ClientLimits
 from service.policy.limits import Limits, Reached

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from observability.catalog import Outcome
-from service.account.exchange import Call, Exchange
+from service.account.call import Call
+from service.account.exchange import Exchange
 from service.account.pauses import Pauses
 from service.answer import Answer, Body
 from service.policy import cache

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 
 from opentelemetry.trace import Span
 
+from service.account.call import Call
 from service.account.estimate import tokens_of
-from service.account.exchange import Call, Exchange
+from service.account.exchange import Exchange
 from service.account.pauses import Pauses
 from service.errors import QueueRejected
 from service.pacer.grant import Ask, Grant, PoolKey, Refused

@@ -14,7 +14,7 @@ import msgspec
 
 from observability.catalog import Attr
 from observability.tracing import Attributes
-from service.account.exchange import Call
+from service.account.call import Call
 from service.upstream.client import Prepared
 from service.upstream.content import CUT, KEY, LIMIT, UNREADABLE, Clean, Content, Message, Part, Pieces
 from service.upstream.provider import StreamReader, WholeReader

@@ -15,7 +15,8 @@ import msgspec
 from msgspec.structs import replace
 
 from observability.catalog import Outcome
-from service.account.exchange import Call, Exchange
+from service.account.call import Call
+from service.account.exchange import Exchange
 from service.account.pauses import Pauses
 from service.allowances import Allowances
 from service.answer import Answer

@@ -10,7 +10,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 
 from observability.catalog import Outcome
-from service.account.exchange import Call, Exchange
+from service.account.call import Call
+from service.account.exchange import Exchange
 from service.errors import (
     AnswerTimeout,
     DiedMidBody,

@@ -8,7 +8,8 @@ from typing import Protocol
 import msgspec
 
 from observability.catalog import Outcome
-from service.account.exchange import Call, Exchange
+from service.account.call import Call
+from service.account.exchange import Exchange
 from service.answer import Answer, Body
 from service.errors import AnswerTimeout, InvalidAnswer, NoAnswer, NotSent, UpstreamFailed
 from service.policy.retry import Failure

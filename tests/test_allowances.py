@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from service.account.call import Call
 from service.account.estimate import NOTHING
-from service.account.exchange import Call, Exchange
+from service.account.exchange import Exchange
 from service.account.prices import UNPRICED
 from service.allowances import Allowance, Allowances
 from service.pacer.clients import ClientLimits

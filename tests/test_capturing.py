@@ -12,7 +12,7 @@ import pytest
 
 from observability.catalog import Attr
 from observability.scrub import without_keys
-from service.account.exchange import Call
+from service.account.call import Call
 from service.capturing import MOST, Capturing, Sheet, is_small
 from service.upstream.anthropic_answers import StreamReader, WholeReader
 from service.upstream.client import Prepared

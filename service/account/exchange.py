@@ -1,119 +1,23 @@
-"""One request, and its provider calls, while they run: gathers what the record will say and closes it exactly once."""
+"""One request while it runs: opens and begins its provider calls, and closes its record exactly once."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
-from msgspec.structs import replace
 from opentelemetry import trace
 from opentelemetry.trace import Span
 
 from observability import catalog
 from observability.catalog import Attr, Fault, Outcome
 from observability.tracing import Attributes, Tracing
+from service.account.call import Call
 from service.account.closing import Closing
 from service.account.rows import Started, new_call_id
 from service.lifetime import Lifetime
-from service.record import Answered, Attempt, Cost, Kind, Quota, Record, Timings, Trace
-
-
-class Call:
-    """One provider call under way: opened when it is known what is wanted, begun when it may be sent.
-
-    `operation` is set for inference only; then it has a span of its own from its beginning on.
-    """
-
-    def __init__(
-        self,
-        clock: Callable[[], float],
-        provider: str,
-        operation: str | None,
-        model: str | None,
-        streaming: bool,
-        attributes: Attributes,
-    ) -> None:
-        self._clock = clock
-        self.id = new_call_id()
-        self.opened = clock()
-        self.provider, self.operation, self.model, self.streaming = provider, operation, model, streaming
-        self.attributes = attributes
-        """Of its span."""
-        asked = attributes.get(Attr.REQUEST_MAX_TOKENS)
-        self.max_output = asked if isinstance(asked, int) else None
-        """Output tokens that the request allows; None: no bound."""
-        self.lane = ""
-        """Which limits it counts to, when not to its model's ordinary ones (`Provider.lane`)."""
-        self.wanted = model
-        """The model that was asked for; `model` is the one that is asked now."""
-        self.span: Span | None = None
-        self.began: float | None = None
-        self.client_before = 0.0
-        """Seconds that the request had waited for its client when the call began."""
-        self.attempts: list[Attempt] = []
-        self.answered: Callable[[], Answered] = Answered
-        """Tells what the answer has said so far; set once an answer is being read."""
-        self.content: Callable[[], Attributes] | None = None
-        """Tells what was said in it, as attributes of its span; None: that is not to be told."""
-        self.upstream_request_id: str | None = None
-        self.quotas: tuple[Quota, ...] = ()
-        self.queued = self.paused = 0.0
-        """Seconds that this call waited for capacity, and between its attempts."""
-        self.cache: str | None = None
-        self.refused_by: str | None = None
-        """Which limit of ours, or of the provider's as we know it, said no before anything was sent."""
-        self.input_estimate: int | None = None
-        """Input tokens as guessed from the request's size."""
-        self.sent = False
-        """Whether the provider may have got it."""
-        self.on_end: list[Callable[[Call], None]] = []
-        """Are told as the call ends, with its cost known: what was reserved for it can be settled."""
-        self.cost: Cost | None = None
-        self.buys = False
-        """Whether it is no inference but orders some: a message batch."""
-        self.out_of_time = False
-        """Whether the time that its caller gave it is over: it is then ended from outside, and that is a timeout."""
-        self.ended = False
-        self.outcome: Outcome | None = None
-        """How it ended."""
-        self._lasted: float | None = None
-
-    @property
-    def stand_in(self) -> str | None:
-        """The model asked now, when it is not the one wanted."""
-        return self.model if self.model != self.wanted else None
-
-    def elapsed(self) -> float:
-        """Seconds since the call began; 0 before."""
-        return 0.0 if self.began is None else self._clock() - self.began
-
-    def first_chunk_event(self) -> None:
-        """The first piece of the answer's content has come."""
-        if self.span is not None:
-            self.span.add_event(catalog.FIRST_CHUNK_EVENT)
-
-    def stop_clock(self) -> None:
-        """The last byte has come, or the call was given up."""
-        if self._lasted is None and self.began is not None:
-            self._lasted = self.elapsed()
-
-    def stop_listening(self) -> None:
-        """What the answer has said by now is all that it said: asked for several times, it is put together once."""
-        said = self.answered()
-        self.answered = lambda: said
-
-    @property
-    def lasted(self) -> float | None:
-        """Seconds the call took, or has taken; None if it was never begun."""
-        if self.began is None:
-            return None
-        return self.elapsed() if self._lasted is None else self._lasted
-
-    def says(self) -> Answered:
-        """What the answer said, with the provider's request id."""
-        return replace(self.answered(), upstream_request_id=self.upstream_request_id)
+from service.record import Answered, Cost, Kind, Record, Timings, Trace
 
 
 class Exchange:

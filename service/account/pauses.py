@@ -11,7 +11,8 @@ from observability import catalog
 from observability.catalog import Attr
 from observability.start import Telemetry
 from observability.tracing import Attributes
-from service.account.exchange import Call, Exchange
+from service.account.call import Call
+from service.account.exchange import Exchange
 
 
 class Pauses:

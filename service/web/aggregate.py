@@ -12,7 +12,8 @@ import msgspec
 from flask import Flask, Response, request
 from msgspec import Meta
 
-from service.account.exchange import Call, Exchange
+from service.account.call import Call
+from service.account.exchange import Exchange
 from service.errors import BadRequest, GatewayError
 from service.record import Kind, Usage
 from service.web import reply

@@ -12,7 +12,8 @@ from flask import request
 from msgspec import Meta
 
 from observability.catalog import Attr
-from service.account.exchange import Call, Exchange
+from service.account.call import Call
+from service.account.exchange import Exchange
 from service.answer import Answer
 from service.errors import AnswerTimeout, BadRequest, GatewayError, UnsupportedMedia
 from service.pipeline import Pipeline

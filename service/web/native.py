@@ -12,7 +12,8 @@ import msgspec
 from flask import Flask, Response, g, request
 
 from observability.catalog import OTHER, Attr
-from service.account.exchange import Call, Exchange
+from service.account.call import Call
+from service.account.exchange import Exchange
 from service.answer import Answer
 from service.batching import Batching
 from service.errors import BadRequest, LengthTooLarge

@@ -9,8 +9,9 @@ from opentelemetry import trace
 
 from observability.catalog import Outcome
 from service.account.books import Books
+from service.account.call import Call
 from service.account.closing import Closing
-from service.account.exchange import Call, Exchange
+from service.account.exchange import Exchange
 from service.account.prices import Prices
 from service.lifetime import Lifetime
 from service.record import Answered, Attempt, Kind, Usage
