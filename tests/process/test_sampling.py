@@ -17,7 +17,7 @@ def _ask(gateway: Gateway, **headers: str) -> httpx.Response:
 
 
 def _exemplars(gateway: Gateway) -> str:
-    text = httpx.get(gateway.url + "/metrics", headers={"accept": "application/openmetrics-text"}).text
+    text = gateway.metrics("application/openmetrics-text")
     return "\n".join(line for line in text.splitlines() if " # {" in line)
 
 
