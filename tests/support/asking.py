@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
+import signal
 import socket
 import threading
 from collections.abc import Mapping
@@ -16,6 +18,7 @@ from tests.support.claude import ASKED, LAST_CHUNK
 from tests.support.poll import poll
 from tests.support.scene import Got, Scene
 from tests.support.upstream import Script, Seen, answer
+from tests.support.wire import Wire
 
 _numbers = itertools.count()
 
@@ -105,6 +108,21 @@ def start(
 def ask(stage: Scene, body: dict[str, Any], client: str = "alice", target: str = "/v1/messages", **headers: str) -> Got:
     """Ask, and wait for the answer."""
     return start(stage, body, client, target, **headers).got()
+
+
+def wires_to_both(stage: Scene, each: int) -> list[Wire]:
+    """Connections, so many to each of two workers: while one is stopped it accepts none."""
+    wires = []
+    for other in stage.gateway.worker_pids():
+        os.kill(other, signal.SIGSTOP)
+        try:
+            for _ in range(each):
+                wires.append(Wire(stage.gateway.port))
+                wires[-1].request("GET", "/healthz")
+                assert wires[-1].answer()[0].status == 200
+        finally:
+            os.kill(other, signal.SIGCONT)
+    return wires
 
 
 def wait_queue(stage: Scene, depth: int) -> None:
