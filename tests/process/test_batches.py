@@ -40,9 +40,13 @@ ROW = "SELECT * FROM calls WHERE kind = 'batch_result'"
 
 
 def rows(directory: Path, query: str = ROW) -> list[dict[str, Any]]:
-    """Of the ledger's database."""
-    with closing(sqlite3.connect(directory / FILE, timeout=10)) as connection:
+    """Of the ledger's database; none before a worker's thread has made it."""
+    if not (directory / FILE).exists():
+        return []
+    with closing(sqlite3.connect(f"file:{directory / FILE}?mode=rw", uri=True, timeout=30)) as connection:
         connection.row_factory = sqlite3.Row
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'batches'").fetchall():
+            return []
         return [dict(found) for found in connection.execute(query)]
 
 

@@ -266,7 +266,7 @@ def test_over_two_workers_exactly_as_many_come_in_as_may(tmp_path: Path) -> None
     given = {"twenty": {"requests_per_minute": 20}, "three": {"concurrency": 3}}
     with limited(tmp_path, given, ANSWERS, CLAUDE_PROXY_WORKERS="2") as made:
         all_up(made.gateway, 2)
-        wires = wires_to_both(made, 25)
+        wires = wires_to_both(made.gateway, 25)
         began = time.monotonic()
         statuses = ask_at_once(wires, "twenty")
         come_back = (time.monotonic() - began) / 3

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
-from tests.support.asking import ask, asked, headroom, new_model, says, start, wait_queue
+from tests.support.asking import ask, asked, headroom, new_model, says, start, wait_queue, wires_to_both
 from tests.support.poll import poll
 from tests.support.processes import pair
 from tests.support.scene import Scene, scene
@@ -25,23 +24,20 @@ DEPTH = "claude_proxy_queue_depth"
 def test_two_workers_together_use_the_limit_and_the_provider_never_has_to_say_no() -> None:
     per_minute, calls = 60, 68
     with pair("--rpm", str(per_minute), CLAUDE_PROXY_WORKERS="2", **PACED) as (gateway, simulator):
-
-        def call(number: int) -> int:
-            body = asked(f"number {number}", stream=number % 2 == 0)
-            headers = {"anthropic-version": "2023-06-01"}
-            return httpx.post(gateway.url + "/v1/messages", json=body, headers=headers, timeout=90).status_code
-
         all_up(gateway, 2)
+        wires = wires_to_both(gateway, calls // 2)
         began = time.monotonic()
-        with ThreadPoolExecutor(calls) as threads:
-            statuses = list(threads.map(call, range(calls)))
-        assert statuses == [200] * calls
+        for number, wire in enumerate(wires):
+            wire.ask(asked(f"number {number}", stream=number % 2 == 0), "anthropic-version: 2023-06-01")
+        assert [wire.answer()[0].status for wire in wires] == [200] * calls
         assert simulator.get("/_simulator/counts?calls=0")["requests"]["by_status"] == {"200": calls}
         assert time.monotonic() - began > (calls - per_minute) * 60 / per_minute - 1
         assert gateway.sample("claude_proxy_queue_wait_seconds_count", gen_ai_provider_name="anthropic") > 0
         text = gateway.metrics()
         served = [line for line in text.splitlines() if line.startswith("claude_proxy_requests_total")]
         assert all(any(f'worker="{n}"' in line for line in served) for n in (0, 1))
+        for wire in wires:
+            wire.close()
 
 
 def used_up(stage: Scene, per_minute: int) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from tests.support import claude
 from tests.support.claude import ASKED, LAST_CHUNK
 from tests.support.poll import poll
+from tests.support.processes import Gateway
 from tests.support.scene import Got, Scene
 from tests.support.upstream import Script, Seen, answer
 from tests.support.wire import Wire
@@ -110,14 +111,14 @@ def ask(stage: Scene, body: dict[str, Any], client: str = "alice", target: str =
     return start(stage, body, client, target, **headers).got()
 
 
-def wires_to_both(stage: Scene, each: int) -> list[Wire]:
+def wires_to_both(gateway: Gateway, each: int) -> list[Wire]:
     """Connections, so many to each of two workers: while one is stopped it accepts none."""
     wires = []
-    for other in stage.gateway.worker_pids():
+    for other in gateway.worker_pids():
         os.kill(other, signal.SIGSTOP)
         try:
             for _ in range(each):
-                wires.append(Wire(stage.gateway.port))
+                wires.append(Wire(gateway.port))
                 wires[-1].request("GET", "/healthz")
                 assert wires[-1].answer()[0].status == 200
         finally:
