@@ -158,5 +158,5 @@ def test_ctrl_c_while_it_waits_is_no_traceback(book: str) -> None:
             with connection:
                 poll(lambda: connection.recv(1), what="the request")
                 process.send_signal(signal.SIGINT)
-                out, err = process.communicate(timeout=10)
+                out, err = process.communicate(timeout=30)
         assert (process.returncode, out, err) == (130, b"", b"")

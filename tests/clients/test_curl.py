@@ -98,8 +98,8 @@ def test_without_a_credential_the_answer_is_a_401_that_says_what_to_send(curl: C
 @pytest.mark.parametrize(
     ("scenario", "early", "late"),
     [
-        ("first_ms=1500", b"event: ping", b"content_block_delta"),
-        ("first_ms=0;gap_ms=700;chunks=3;ping_every=1", b"content_block_delta", b"message_stop"),
+        ("first_ms=3000", b"event: ping", b"content_block_delta"),
+        ("first_ms=0;gap_ms=1500;chunks=3;ping_every=1", b"content_block_delta", b"message_stop"),
     ],
     ids=["ping-before-text", "text-before-the-end"],
 )

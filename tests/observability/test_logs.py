@@ -169,7 +169,7 @@ def test_a_full_pipe_blocks_nobody_and_what_is_over_the_bound_is_dropped_and_cou
         done.set()
 
     threading.Thread(target=write_many).start()
-    assert done.wait(5)
+    assert done.wait(30)
     assert pipe.drops == [("queue_full", 1)] * 15
     got = b""
     while not got.endswith(b"9\n"):

@@ -9,26 +9,28 @@ from dataclasses import dataclass
 import pytest
 
 from tests.support import claude
-from tests.support.processes import free_port
+from tests.support.processes import nobody
 from tests.support.scene import Got, Scene, scene
 from tests.support.upstream import Script, Seen, answer, json_answer, reset
 
 FIRST = [claude.start(), claude.BLOCK, claude.delta("a")]
 """What every stream here begins with."""
 JSON = "content-type: application/json"
+LATE = 2.0
+"""Seconds by which a busy machine may come too late to the end of a time."""
 
 
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Scene]:
-    waits = {"CLAUDE_PROXY_FIRST_BYTE_TIMEOUT": "0.5", "CLAUDE_PROXY_IDLE_TIMEOUT": "0.5"}
-    with scene(json_answer(claude.MESSAGE), **waits, CLAUDE_PROXY_TOTAL_TIMEOUT="1.5") as made:
+    waits = {"CLAUDE_PROXY_FIRST_BYTE_TIMEOUT": "1.5", "CLAUDE_PROXY_IDLE_TIMEOUT": "1.5"}
+    with scene(json_answer(claude.MESSAGE), **waits, CLAUDE_PROXY_TOTAL_TIMEOUT="4") as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def impatient() -> Iterator[Scene]:
     """The total timeout is shorter than every other."""
-    with scene(json_answer(claude.MESSAGE), CLAUDE_PROXY_TOTAL_TIMEOUT="0.5") as made:
+    with scene(json_answer(claude.MESSAGE), CLAUDE_PROXY_TOTAL_TIMEOUT="1.5") as made:
         yield made
 
 
@@ -69,7 +71,7 @@ class Day:
 
 NO_ANSWER = {
     "hangs": Day(
-        plays(then=until_left), "upstream_timeout", "upstream_timeout", "did not begin to answer within 0.5 s", 504,
+        plays(then=until_left), "upstream_timeout", "upstream_timeout", "did not begin to answer within 1.5 s", 504,
         "timeout_error", ("", "timeout"),
     ),
     "resets": Day(plays(then=reset), "upstream_error", "no_answer", "without an answer", attempt=("", "no_answer")),
@@ -110,7 +112,7 @@ def test_a_provider_that_gives_no_answer_is_an_error_of_ours_that_says_why(
 
 
 def test_a_provider_that_refuses_connections_was_sent_nothing() -> None:
-    with scene(plays(), CLAUDE_PROXY_ANTHROPIC_BASE_URL=f"http://127.0.0.1:{free_port()}") as stage:
+    with nobody() as url, scene(plays(), CLAUDE_PROXY_ANTHROPIC_BASE_URL=url) as stage:
         watch = stage.watch()
         got = stage.ask(stream=True)
         day = Day(plays(), "upstream_unreachable", "upstream_unreachable", "no connection", attempt=("", "not_sent"))
@@ -137,11 +139,11 @@ IN_STREAM = {
         attempt=("200", "died_mid_body"),
     ),
     "stalls": Day(
-        dies(*FIRST, then=until_left), "stalled", "stalled", "sent nothing for 0.5 s", kind="timeout_error",
+        dies(*FIRST, then=until_left), "stalled", "stalled", "sent nothing for 1.5 s", kind="timeout_error",
         attempt=("200", "stalled"),
     ),
     "stalls_in_an_event": Day(
-        dies(*FIRST, HALF, then=until_left), "stalled", "stalled", "sent nothing for 0.5 s", kind="timeout_error",
+        dies(*FIRST, HALF, then=until_left), "stalled", "stalled", "sent nothing for 1.5 s", kind="timeout_error",
         attempt=("200", "stalled"),
     ),
     "garbage": Day(
@@ -179,7 +181,7 @@ IN_BODY = {
     ),
     "stalls_in_the_body": Day(
         plays(answer("200 OK", claude.MESSAGE, JSON)[:-30], then=until_left), "stalled", "stalled",
-        "sent nothing for 0.5 s", 504, "timeout_error", ("200", "stalled"),
+        "sent nothing for 1.5 s", 504, "timeout_error", ("200", "stalled"),
     ),
 }  # fmt: skip
 
@@ -208,9 +210,9 @@ def test_a_stream_that_drips_past_the_total_timeout_is_ended(stage: Scene) -> No
     got = stage.ask(stream=True)
     name, error = got.events()[-1]
     assert (name, error["error"]["type"]) == ("error", "timeout_error")
-    assert "total timeout of 1.5 s" in error["error"]["message"]
+    assert "total timeout of 4 s" in error["error"]["message"]
     told = watch.told("upstream_timeout", error_type="upstream_timeout", attempt=("200", "timeout"))
-    assert told.line["total_s"] == pytest.approx(1.5, abs=0.3)
+    assert 4 <= told.line["total_s"] < 4 + LATE
 
 
 SILENCES = {
@@ -228,9 +230,9 @@ def test_the_total_timeout_also_ends_a_call_whose_provider_says_nothing(impatien
     got = impatient.ask(stream=stream)
     error = got.events()[-1][1] if stream else got.json()
     assert error["error"]["type"] == "timeout_error"
-    assert "0.5 s" in error["error"]["message"]
+    assert "1.5 s" in error["error"]["message"]
     status = {"before_headers": "", "in_a_stream": "200", "in_a_body": "200"}[where]
     told = watch.told(
         "upstream_timeout", error_type="upstream_timeout", status=200 if stream else 504, attempt=(status, "timeout")
     )
-    assert told.line["total_s"] == pytest.approx(0.5, abs=0.2)
+    assert 1.5 <= told.line["total_s"] < 1.5 + LATE

@@ -19,7 +19,7 @@ from tests.support import canaries, claude
 from tests.support.canaries import BARE, CLIENT_KEY, FILE, PATH_KEY, PLAYS, PROMPT, QUERY, SYSTEM, WRONG_KEY, Search
 from tests.support.otlp import OtlpSink
 from tests.support.poll import poll
-from tests.support.processes import Gateway, free_port
+from tests.support.processes import Gateway, nobody
 from tests.support.upstream import Upstream
 from tests.support.wire import Wire
 
@@ -248,7 +248,7 @@ def searched(stage: Stage, metrics: list[str], *, captured: bool = False) -> Sea
 def scraped(stage: Stage) -> list[str]:
     auth = {"authorization": f"Bearer {canaries.METRICS_TOKEN}"}
     accepts = ("text/plain", "application/openmetrics-text")
-    return [httpx.get(stage.gateway.url + "/metrics", headers=auth | {"accept": a}).text for a in accepts]
+    return [httpx.get(stage.gateway.url + "/metrics", headers=auth | {"accept": a}, timeout=30).text for a in accepts]
 
 
 @pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
@@ -286,7 +286,7 @@ def test_with_content_capture_prompts_are_in_the_attributes_for_them_and_nowhere
 
 
 def test_with_no_upstream_at_all_nothing_is_said_of_key_or_prompt_either() -> None:
-    with staged("debug", f"http://127.0.0.1:{free_port()}") as stage:
+    with nobody() as url, staged("debug", url) as stage:
         for target in ("/v1/messages" + QUERY, "/anthropic/v1/messages/count_tokens", f"/v1/files/{PATH_KEY}{QUERY}"):
             stage.send(*("GET", target) if "files" in target else ("POST", target, canaries.ASKED))
         stage.send("POST", "/generate", {"prompt": PROMPT})

@@ -23,7 +23,7 @@ from tests.support.mix import CLIENT_KEYS, LIMITS, POLICY, send_everything, send
 from tests.support.otlp import OtlpSink, SpanSeen
 from tests.support.poll import poll
 from tests.support.processes import Gateway, Simulator
-from tests.support.scrape import OPEN_METRICS, all_up, fetch
+from tests.support.scrape import OPEN_METRICS, all_up
 
 DECLARED = {metric.name: metric for metric in (*catalog.METRICS, catalog.WORKER_UP)}
 CLOSED = {label: set(values) for label, values in metrics._CLOSED.items()} | {
@@ -102,7 +102,7 @@ def _lines(gateway: Gateway, sent: int) -> list[str]:
 
 
 def _text(gateway: Gateway) -> str:
-    return str(fetch(gateway, "GET", "/metrics", accept=OPEN_METRICS).text)  # type: ignore[attr-defined]
+    return gateway.metrics(OPEN_METRICS)
 
 
 def test_every_family_is_declared_and_every_declared_family_was_emitted(run: Run) -> None:

@@ -15,8 +15,8 @@ from tests.support.scene import Scene, scene
 from tests.support.upstream import RawUpstream, Seen, Upstream, answer
 from tests.support.wire import Wire
 
-AT_ONCE = 0.5
-"""Seconds; the call upstream is gone well within a second of the client."""
+AT_ONCE = 2.0
+"""Seconds: what is at once on a busy machine. Who waits for the server to cancel the request waits for three."""
 STREAMED = claude.ASKED | {"stream": True}
 
 
@@ -56,7 +56,7 @@ def test_a_client_that_leaves_in_mid_stream_ends_the_call_upstream_at_once(stage
         assert callable(leaves)
         leaves(wire)
         left = time.perf_counter()
-    assert script.closed.get(timeout=10) - left < AT_ONCE
+    assert script.closed.get(timeout=30) - left < AT_ONCE
     told = watch.told("client_abort", error_type="client_abort", attempt=("200", "aborted"))
     assert told.line["input_tokens"] == 40
     assert "output_tokens" not in told.line  # nobody said: unknown is absent
@@ -68,10 +68,10 @@ def test_a_client_that_leaves_while_a_plain_request_waits_ends_the_call_upstream
     watch = stage.watch()
     with Wire(stage.gateway.port) as wire:
         wire.ask(claude.ASKED)
-        script.reached.get(timeout=10)
+        script.reached.get(timeout=30)
         wire.close()
         left = time.perf_counter()
-    assert script.closed.get(timeout=10) - left < AT_ONCE
+    assert script.closed.get(timeout=30) - left < AT_ONCE
     watch.told("client_abort", error_type="client_abort", status=None, attempt=("", "aborted"))
 
 
@@ -81,10 +81,10 @@ def test_a_client_that_leaves_in_the_middle_of_a_plain_answer_ends_the_call_upst
     watch = stage.watch()
     with Wire(stage.gateway.port) as wire:
         wire.ask(claude.ASKED)
-        script.reached.get(timeout=10)
+        script.reached.get(timeout=30)
         wire.close()
         left = time.perf_counter()
-    assert script.closed.get(timeout=10) - left < AT_ONCE
+    assert script.closed.get(timeout=30) - left < AT_ONCE
     watch.told("client_abort", error_type="client_abort", status=None, attempt=("200", "aborted"))
 
 
@@ -95,11 +95,11 @@ def test_a_client_that_leaves_a_batch_of_prompts_ends_every_call_upstream_at_onc
     with Wire(stage.gateway.port) as wire:
         wire.ask({"prompts": ["a", "b", "c"]}, target="/batch_generate")
         for _ in range(3):
-            script.reached.get(timeout=10)
+            script.reached.get(timeout=30)
         wire.close()
         left = time.perf_counter()
     for _ in range(3):
-        assert script.closed.get(timeout=10) - left < AT_ONCE
+        assert script.closed.get(timeout=30) - left < AT_ONCE
     request = stage.gateway.wait_log(
         lambda line: line["event"] == "request" and line["route"] == "/batch_generate", "the batch's line"
     )
@@ -154,10 +154,10 @@ def test_a_client_that_leaves_during_a_streamed_upload_takes_the_call_upstream_w
         watch = stage.watch()
         with Wire(stage.gateway.port) as wire:
             wire.send(b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nhalf")
-            reached.get(timeout=10)
+            reached.get(timeout=30)
             wire.close()
             left = time.perf_counter()
-        assert closed.get(timeout=10) - left < AT_ONCE
+        assert closed.get(timeout=30) - left < AT_ONCE
         watch.told(
             "client_abort", error_type="client_abort", status=499, attempt=("", "aborted"), rejected=None, chat=False
         )
@@ -173,7 +173,7 @@ def test_a_client_that_leaves_after_message_stop_had_everything_so_it_is_ok(stag
         assert wire.piece() == claude.STREAM
         wire.close()
         left = time.perf_counter()
-    assert script.closed.get(timeout=10) - left < AT_ONCE
+    assert script.closed.get(timeout=30) - left < AT_ONCE
     told = watch.told("ok")
     assert told.line["output_tokens"] == 7
 

@@ -55,13 +55,15 @@ class Watched:
 
 
 @pytest.fixture
-def watched() -> Watched:
+def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
+    """A busy machine alone may keep the loop for the quarter of a second that is the real threshold."""
+    monkeypatch.setattr(lag, "BLOCKED", 1.0)
     return Watched()
 
 
 def sleeps_where_it_must_not() -> None:
     """A blocking call, as somebody might make by mistake."""
-    time.sleep(lag.BLOCKED + 3 * lag.PERIOD)
+    time.sleep(lag.BLOCKED + 6 * lag.PERIOD)
 
 
 def test_a_blocked_loop_is_reported_once_while_it_lasts_with_the_stack_that_blocks_it(watched: Watched) -> None:
@@ -75,7 +77,7 @@ def test_a_blocked_loop_is_reported_once_while_it_lasts_with_the_stack_that_bloc
     assert seen_inside == [1]
     (line,) = watched.reports()
     assert line["level"] == "warning"
-    assert lag.BLOCKED <= line["blocked_s"] < lag.BLOCKED + 3 * lag.PERIOD
+    assert lag.BLOCKED <= line["blocked_s"] < lag.BLOCKED + 6 * lag.PERIOD
     *_, caller, innermost = line["stack"]
     here, name = __file__, sleeps_where_it_must_not.__name__
     assert innermost == f"{name} ({here}:{sleeps_where_it_must_not.__code__.co_firstlineno + 2})"
@@ -93,7 +95,7 @@ def test_two_stalls_are_two_reports(watched: Watched) -> None:
 
 def test_a_report_names_places_and_never_values_or_source_text(watched: Watched) -> None:
     def blocks(secret: str) -> None:
-        deadline = time.monotonic() + lag.BLOCKED + 3 * lag.PERIOD
+        deadline = time.monotonic() + lag.BLOCKED + 6 * lag.PERIOD
         while time.monotonic() < deadline:
             len(secret)
 
@@ -118,7 +120,7 @@ from observability.exposition import Exposition
 from service.cli import main
 render = Exposition.text
 async def blocks(self, accept):
-    time.sleep(0.8)
+    time.sleep(2)
     return await render(self, accept)
 Exposition.text = blocks
 sys.exit(main(sys.argv[1:]))

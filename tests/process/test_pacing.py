@@ -32,12 +32,15 @@ from tests.support.asking import (
 from tests.support.otlp import SpanSeen
 from tests.support.poll import poll
 from tests.support.scene import Got, Scene, scene
+from tests.support.told import SLACK
 from tests.support.upstream import Script, Seen
 from tests.support.wire import Wire
 
 PROVIDER = {"gen_ai_provider_name": "anthropic"}
 PLENTY = says(*headroom(requests=(100_000, 99_999)))
-PACED = {"CLAUDE_PROXY_PACING": "on", "CLAUDE_PROXY_QUEUE_TIMEOUT": "20", "CLAUDE_PROXY_QUEUE_SIZE": "5"}
+LATE = 2.0
+"""Seconds by which a busy machine may come too late to the end of a wait."""
+PACED = {"CLAUDE_PROXY_PACING": "on", "CLAUDE_PROXY_QUEUE_TIMEOUT": "30", "CLAUDE_PROXY_QUEUE_SIZE": "5"}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +71,7 @@ def no_wait(stage: Scene, got: Got) -> bool:
 
 
 def test_who_finds_no_room_waits_until_there_is_and_everything_tells_of_it(stage: Scene) -> None:
-    model = used_up(stage, 60)
+    model = used_up(stage, 20)
     before, sent = stage.gateway.samples(), len(stage.upstream.seen)
     waiting = start(stage, asked(model=model))
     wait_queue(stage, 1)
@@ -77,7 +80,7 @@ def test_who_finds_no_room_waits_until_there_is_and_everything_tells_of_it(stage
     assert (got.status, got.body, len(stage.upstream.seen)) == (200, claude.MESSAGE, sent + 1)
     line = line_of(stage, got)
     assert (line["outcome"], line["attempts"]) == ("ok", 1)
-    assert 0.5 < line["queue_s"] < 2.5
+    assert 2 < line["queue_s"] < 4.5 + LATE
     assert line["overhead_s"] <= line["total_s"] - line["queue_s"] - line["upstream_s"] + 0.001
     assert line["call_s"] <= line["total_s"] - line["queue_s"]
     spans = spans_of(stage, line, 4)
@@ -87,14 +90,14 @@ def test_who_finds_no_room_waits_until_there_is_and_everything_tells_of_it(stage
     assert wait.parent_id == chat.parent_id == server.span_id
     assert server.start <= wait.start <= wait.end <= chat.start
     assert wait.attributes["claude_proxy.queue.dimension"] == "requests"
-    assert wait.attributes["claude_proxy.queue.predicted_seconds"] == pytest.approx(line["queue_s"], abs=0.3)
-    assert wait.seconds == pytest.approx(line["queue_s"], abs=0.06)
+    assert -0.3 < line["queue_s"] - wait.attributes["claude_proxy.queue.predicted_seconds"] < LATE
+    assert wait.seconds == pytest.approx(line["queue_s"], abs=SLACK)
     wait_queue(stage, 0)
     after = stage.gateway.samples()
     grown = {k: v - before.get(k, 0) for k, v in after.items() if k[0].startswith("claude_proxy_queue_wait_seconds")}
     labels = frozenset(PROVIDER.items())
     assert grown["claude_proxy_queue_wait_seconds_count", labels] == 1
-    assert grown["claude_proxy_queue_wait_seconds_sum", labels] == pytest.approx(line["queue_s"], abs=0.01)
+    assert grown["claude_proxy_queue_wait_seconds_sum", labels] == pytest.approx(line["queue_s"], abs=SLACK)
 
 
 def test_who_finds_room_has_no_wait_told_of_it(stage: Scene) -> None:
@@ -104,7 +107,7 @@ def test_who_finds_room_has_no_wait_told_of_it(stage: Scene) -> None:
 
 
 def test_a_stream_waits_too(stage: Scene) -> None:
-    model = used_up(stage, 120)
+    model = used_up(stage, 30)
     got = ask(stage, asked(model=model, stream=True))
     assert (got.status, got.body) == (200, claude.STREAM)
     line = line_of(stage, got)
@@ -113,27 +116,28 @@ def test_a_stream_waits_too(stage: Scene) -> None:
 
 
 def test_each_prompt_of_a_fan_out_waits_for_itself(stage: Scene) -> None:
-    model = used_up(stage, 120)
-    stage.plays(says(*headroom(requests=(120, 0))))
+    model = used_up(stage, 40)
+    stage.plays(says(*headroom(requests=(40, 0))))
     got = ask(stage, {"prompts": ["a", "b", "c"], "model": model}, target="/batch_generate")
     assert all("error" not in each for each in got.json()["results"])
     line = line_of(stage, got)
     calls = [one for one in stage.gateway.log() if one["event"] == "call" and one["trace_id"] == line["trace_id"]]
     waits = sorted(call["queue_s"] for call in calls)
     assert len(waits) == 3
-    assert all(later - earlier > 0.3 for earlier, later in itertools.pairwise(waits)), waits
-    assert line["queue_s"] == pytest.approx(waits[-1], abs=0.1)
+    assert all(later - earlier > 0.5 for earlier, later in itertools.pairwise(waits)), waits
+    assert waits[-1] - 0.001 <= line["queue_s"] < waits[-1] + waits[0]
     wait_queue(stage, 0)
 
 
 def test_who_would_wait_for_too_long_is_told_at_once_when_to_come_back(stage: Scene) -> None:
+    began = time.monotonic()
     model = used_up(stage, 2)
     sent, watch = len(stage.upstream.seen), stage.watch()
-    began = time.monotonic()
     got = ask(stage, asked(model=model))
-    assert time.monotonic() - began < 3
+    took = time.monotonic() - began
+    assert took < 15
     assert got.status == 429
-    assert 40 <= int(got.headers["retry-after"]) <= 45  # one and a half requests, at two a minute
+    assert 44 - took <= int(got.headers["retry-after"]) <= 45  # one and a half requests, at two a minute
     assert "x-should-retry" not in got.headers
     error = got.json()["error"]
     assert error["type"] == "rate_limit_error"
@@ -160,14 +164,14 @@ def test_longer_than_a_minute_is_not_for_the_client_to_wait_by_itself(stage: Sce
 
 
 def test_the_clients_own_timeout_bounds_the_wait(stage: Scene) -> None:
-    model = used_up(stage, 12)
+    model = used_up(stage, 6)
     got = ask(stage, asked(model=model), x_stainless_timeout="4")
     assert (got.status, got.json()["error"]["details"]["limit"]) == (429, "requests")
-    assert 4 < int(got.headers["retry-after"]) <= 8
+    assert 4 < int(got.headers["retry-after"]) <= 15
 
 
 def test_the_queue_is_bounded(stage: Scene) -> None:
-    model = used_up(stage, 30)
+    model = used_up(stage, 12)
     wires = [Wire(stage.gateway.port) for _ in range(5)]
     for wire in wires:
         wire.ask(asked(model=model), f"x-api-key: {key_of('alice')}")
@@ -175,7 +179,7 @@ def test_the_queue_is_bounded(stage: Scene) -> None:
     got = ask(stage, asked(model=model))
     assert got.status == 429
     assert "too many requests wait" in got.json()["error"]["message"]
-    assert int(got.headers["retry-after"]) >= 8
+    assert 20 < int(got.headers["retry-after"]) <= 33
     lines, sent = stage.gateway.settled(), len(stage.upstream.seen)
     for wire in wires:
         wire.close()
@@ -186,7 +190,7 @@ def test_the_queue_is_bounded(stage: Scene) -> None:
 
 
 def test_a_client_that_leaves_frees_its_place_and_costs_nothing(stage: Scene) -> None:
-    model = used_up(stage, 30)
+    model = used_up(stage, 15)
     lines, sent = stage.gateway.settled(), len(stage.upstream.seen)
     first = Wire(stage.gateway.port)
     first.ask(asked(model=model), f"x-api-key: {key_of('alice')}")
@@ -204,29 +208,29 @@ def test_a_client_that_leaves_frees_its_place_and_costs_nothing(stage: Scene) ->
     line = line_of(stage, got)
     (wait,) = [s for s in stage.sink.trace(line["trace_id"], 4) if s.name.startswith("wait")]
     assert (got.status, len(stage.upstream.seen) - sent) == (200, 1)
-    assert line["queue_s"] < wait.attributes["claude_proxy.queue.predicted_seconds"] - 1
+    assert line["queue_s"] < wait.attributes["claude_proxy.queue.predicted_seconds"] - 2
 
 
 def test_first_come_first_served(stage: Scene) -> None:
-    model = used_up(stage, 20)
+    model = used_up(stage, 12)
     sent = len(stage.upstream.seen)
     waiting = []
     for number in range(4):
         waiting.append(start(stage, asked(str(number), model=model)))
         wait_queue(stage, number + 1)
-    stage.plays(says(*headroom(requests=(400, 0))))
+    stage.plays(says(*headroom(requests=(120, 0))))
     assert [each.got().status for each in waiting] == [200] * 4
     assert [text_of(seen) for seen in stage.upstream.seen[sent:]] == ["0", "1", "2", "3"]
 
 
 def test_a_client_with_many_requests_does_not_keep_another_out(stage: Scene) -> None:
-    model = used_up(stage, 20)
+    model = used_up(stage, 12)
     sent = len(stage.upstream.seen)
     waiting = []
     for number, client in enumerate(("alice", "alice", "alice", "alice", "bob")):
         waiting.append(start(stage, asked(client, model=model), client))
         wait_queue(stage, number + 1)
-    stage.plays(says(*headroom(requests=(400, 0))))
+    stage.plays(says(*headroom(requests=(120, 0))))
     assert [each.got().status for each in waiting] == [200] * 5
     assert "bob" in [text_of(seen) for seen in stage.upstream.seen[sent:]][:2]
 
@@ -238,17 +242,26 @@ def limited(*headers: str) -> Script:
 
 def test_after_a_429_nobody_is_sent_before_the_time_that_it_named(stage: Scene) -> None:
     model = new_model()
-    stage.plays(limited("retry-after: 2", *headroom(requests=(600, 0))))
+    times: list[float] = []
+
+    def at(script: Script) -> Script:
+        """Which notes when it answers."""
+
+        def play(connection: socket.socket, seen: Seen) -> None:
+            times.append(time.monotonic())
+            script(connection, seen)
+
+        return play
+
+    stage.plays(at(limited("retry-after: 4", *headroom(requests=(600, 0)))))
     assert ask(stage, asked(model=model)).status == 429
-    closed = time.monotonic()
-    stage.plays(PLENTY)
-    sent = len(stage.upstream.seen)
+    stage.plays(at(PLENTY))
     waiting = [start(stage, asked(model=model)) for _ in range(2)]
     wait_queue(stage, 2)
-    assert len(stage.upstream.seen) == sent
-    poll(lambda: len(stage.upstream.seen) > sent, what="the first to be sent")
-    assert time.monotonic() - closed > 1.9
+    assert len(times) == 1
     assert [each.got().status for each in waiting] == [200, 200]
+    said, first, _ = times
+    assert first - said > 3.99
 
 
 def test_after_a_429_for_long_the_others_are_told_to_come_back_then(stage: Scene) -> None:
@@ -322,7 +335,7 @@ def test_what_was_read_from_the_cache_slows_nobody_down_and_what_was_not_does(st
 def test_a_retry_waits_for_room_like_everybody() -> None:
     with scene(PLENTY, CLAUDE_PROXY_MAX_RETRIES="2", **PACED) as made:
         model = new_model()
-        turns = iter((says(*headroom(requests=(40, 30))), limited("retry-after-ms: 100"), PLENTY))
+        turns = iter((says(*headroom(requests=(20, 15))), limited("retry-after-ms: 100"), PLENTY))
         made.plays(lambda connection, seen: next(turns)(connection, seen))
         assert no_wait(made, ask(made, asked(model=model)))
         got = ask(made, asked(model=model))
@@ -338,12 +351,12 @@ def test_a_wait_that_proves_longer_than_foreseen_ends_in_a_429() -> None:
 
     def by_text(connection: socket.socket, seen: Seen) -> None:
         if text_of(seen) == "held":
-            release.wait(20)
-            limited("retry-after: 30")(connection, seen)
+            release.wait(30)
+            limited("retry-after: 40")(connection, seen)
         else:
-            says(*headroom(requests=(60, 0 if text_of(seen) == "last" else 9)))(connection, seen)
+            says(*headroom(requests=(20, 0 if text_of(seen) == "last" else 9)))(connection, seen)
 
-    with scene(by_text, **PACED | {"CLAUDE_PROXY_QUEUE_TIMEOUT": "4"}) as made:
+    with scene(by_text, **PACED | {"CLAUDE_PROXY_QUEUE_TIMEOUT": "8"}) as made:
         model = new_model()
         assert ask(made, asked("first", model=model)).status == 200
         held = start(made, asked("held", model=model))
@@ -356,17 +369,18 @@ def test_a_wait_that_proves_longer_than_foreseen_ends_in_a_429() -> None:
         got = waiting.got()
         assert (got.status, len(made.upstream.seen)) == (429, 3)
         assert "in the time that it may wait" in got.json()["error"]["message"]
-        assert 20 < int(got.headers["retry-after"]) <= 30
+        assert 20 < int(got.headers["retry-after"]) <= 40
         line = line_of(made, got)
         assert (line["outcome"], line["attempts"]) == ("queue_rejected", 0)
-        assert 3.9 < line["queue_s"] < 8
+        assert 7.9 < line["queue_s"] < 8 + LATE
         assert set(spans_of(made, line, 2)) == {"wait", "POST"}
         wait_queue(made, 0)
 
 
 def test_a_stand_in_speaks_for_a_model_whose_limits_have_no_room() -> None:
     model, first, second = new_model(), new_model(), new_model()
-    with scene(PLENTY, CLAUDE_PROXY_FALLBACKS=f"{model}={first},{second}", **PACED) as made:
+    settings = PACED | {"CLAUDE_PROXY_QUEUE_TIMEOUT": "15", "CLAUDE_PROXY_FALLBACKS": f"{model}={first},{second}"}
+    with scene(PLENTY, **settings) as made:
         for each in (first, model):
             used_up(made, 2, each)
         sent = len(made.upstream.seen)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
-from tests.support.asking import ask, asked, headroom, new_model, says, start, wait_queue
+from tests.support.asking import ask, asked, headroom, new_model, says, start, wait_queue, wires_to_both
 from tests.support.poll import poll
 from tests.support.processes import pair
 from tests.support.scene import Scene, scene
+from tests.support.scrape import all_up
 from tests.support.wire import Wire
 
 PLENTY = says(*headroom(requests=(100_000, 99_999)))
@@ -24,22 +24,20 @@ DEPTH = "claude_proxy_queue_depth"
 def test_two_workers_together_use_the_limit_and_the_provider_never_has_to_say_no() -> None:
     per_minute, calls = 60, 68
     with pair("--rpm", str(per_minute), CLAUDE_PROXY_WORKERS="2", **PACED) as (gateway, simulator):
-
-        def call(number: int) -> int:
-            body = asked(f"number {number}", stream=number % 2 == 0)
-            headers = {"anthropic-version": "2023-06-01"}
-            return httpx.post(gateway.url + "/v1/messages", json=body, headers=headers, timeout=40).status_code
-
+        all_up(gateway, 2)
+        wires = wires_to_both(gateway, calls // 2)
         began = time.monotonic()
-        with ThreadPoolExecutor(calls) as threads:
-            statuses = list(threads.map(call, range(calls)))
-        assert statuses == [200] * calls
+        for number, wire in enumerate(wires):
+            wire.ask(asked(f"number {number}", stream=number % 2 == 0), "anthropic-version: 2023-06-01")
+        assert [wire.answer()[0].status for wire in wires] == [200] * calls
         assert simulator.get("/_simulator/counts?calls=0")["requests"]["by_status"] == {"200": calls}
         assert time.monotonic() - began > (calls - per_minute) * 60 / per_minute - 1
         assert gateway.sample("claude_proxy_queue_wait_seconds_count", gen_ai_provider_name="anthropic") > 0
-        text = httpx.get(gateway.url + "/metrics", timeout=10).text
+        text = gateway.metrics()
         served = [line for line in text.splitlines() if line.startswith("claude_proxy_requests_total")]
         assert all(any(f'worker="{n}"' in line for line in served) for n in (0, 1))
+        for wire in wires:
+            wire.close()
 
 
 def used_up(stage: Scene, per_minute: int) -> str:
@@ -55,19 +53,20 @@ def used_up(stage: Scene, per_minute: int) -> str:
 def test_a_new_worker_knows_what_is_left(number: int) -> None:
     with scene(PLENTY, CLAUDE_PROXY_KEEPALIVE="1", **PACED) as stage:
         model = used_up(stage, 1)
+        began = time.monotonic()
         before = ask(stage, asked(model=model))
         (old,) = stage.gateway.worker_pids()
         os.kill(stage.gateway.process.pid if number == signal.SIGHUP else old, number)
         poll(lambda: old not in stage.gateway.worker_pids() and stage.gateway.worker_pids(), what="another worker")
         after = ask(stage, asked(model=model))
         waits = [got.json()["error"]["details"]["retry_after_seconds"] for got in (before, after)]
-        assert 0 < waits[0] - waits[1] < 20
+        assert 0 < waits[0] - waits[1] < time.monotonic() - began + 0.01
         assert ask(stage, asked(model=new_model())).status == 200
 
 
 def depths(stage: Scene) -> list[float]:
     """How many wait in each worker."""
-    text = httpx.get(stage.gateway.url + "/metrics", timeout=10).text
+    text = httpx.get(stage.gateway.url + "/metrics", timeout=30).text
     return [float(line.split()[1]) for line in text.splitlines() if line.startswith(DEPTH + "{")]
 
 
@@ -79,7 +78,7 @@ def test_a_killed_workers_waiters_keep_nobody_waiting_and_the_others_go_on() -> 
         for other in stage.gateway.worker_pids():
             os.kill(other, signal.SIGSTOP)  # it accepts nothing: these four wait in the one that runs
             for _ in range(4):
-                wires.append(Wire(stage.gateway.port, timeout=30))
+                wires.append(Wire(stage.gateway.port, timeout=60))
                 wires[-1].ask(asked(model=model))
             poll(lambda: 4 in depths(stage), what="four to wait in one worker")
             os.kill(other, signal.SIGCONT)

@@ -228,7 +228,7 @@ def test_an_upload_goes_up_as_it_comes_before_the_client_has_sent_the_last_byte(
     with Wire(stage.gateway.port) as wire:
         wire.send(f"POST {target} HTTP/1.1\r\nHost: localhost\r\nX-Mine: 1\r\n{framing}\r\n\r\n".encode())
         wire.send(claude.chunk(b"first") if chunked else b"first")
-        head_up = receiving.heads.get(timeout=10)
+        head_up = receiving.heads.get(timeout=30)
         wire.send(claude.chunk(b"last!") + claude.LAST_CHUNK if chunked else b"last!")
         head, body = wire.answer()
     assert (head.status, body, head.get("request-id"), head.get("x-of-theirs")) == (201, b"{}", "req_up", "1")

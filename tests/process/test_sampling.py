@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import httpx
 
 from tests.support.otlp import OtlpSink
@@ -17,7 +19,7 @@ def _ask(gateway: Gateway, **headers: str) -> httpx.Response:
 
 
 def _exemplars(gateway: Gateway) -> str:
-    text = httpx.get(gateway.url + "/metrics", headers={"accept": "application/openmetrics-text"}).text
+    text = gateway.metrics("application/openmetrics-text")
     return "\n".join(line for line in text.splitlines() if " # {" in line)
 
 
@@ -64,14 +66,15 @@ def test_above_the_rate_cap_only_as_many_traces_are_taken_as_it_allows() -> None
             _,
         ),
     ):
+        began = time.monotonic()
         with gateway.client() as client:
             for _i in range(20):
                 assert client.post("/v1/messages", json=MESSAGE, headers=VERSION).status_code == 200
+        seconds = time.monotonic() - began
         lines = gateway.wait_requests(20)
-        seconds = sum(line["total_s"] for line in lines)
         assert gateway.stop() == 0
         traces = {span.trace_id for span in sink.spans}
-        assert 1 <= len(traces) <= 2 + seconds * 10
+        assert 1 <= len(traces) <= 2 + seconds
         assert traces < {line["trace_id"] for line in lines}
 
 

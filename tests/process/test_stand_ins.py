@@ -99,18 +99,18 @@ def test_a_client_that_leaves_before_the_first_event_has_the_provider_let_go_at_
     with socket.create_connection((host, port or 80)) as connection:
         connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         poll(lambda: len(stage.upstream.seen) > sent, what="the request upstream")
-    assert closed.acquire(timeout=2)
+    assert closed.acquire(timeout=30)
 
 
 def test_a_second_try_has_only_what_is_left_of_the_clients_time() -> None:
     def slow(connection: socket.socket, seen: Seen) -> None:
         if len(made.upstream.seen) == 1:
-            threading.Event().wait(1.5)
+            threading.Event().wait(3)
             connection.sendall(answer("529 Overloaded", claude.error("overloaded_error"), JSON, "retry-after-ms: 10"))
 
     with scene(slow, CLAUDE_PROXY_MAX_RETRIES="1") as made:
-        got = made.ask(stream=False, body=asked(), headers={"x-stainless-timeout": "3"})
+        got = made.ask(stream=False, body=asked(), headers={"x-stainless-timeout": "6"})
         assert (got.status, len(made.upstream.seen)) == (504, 2)
         (line,) = made.gateway.wait_requests(1)
         assert (line["outcome"], line["attempts"]) == ("upstream_timeout", 2)
-        assert line["total_s"] < 3.7
+        assert line["total_s"] < 8.5  # as long again from the second try on would be nine

@@ -42,7 +42,7 @@ def test_a_bad_setting_stops_the_start_with_status_2_and_one_line_that_names_it(
     environ, says = REFUSED[case]
     gateway = Gateway("http://127.0.0.1:9", **environ)
     try:
-        assert gateway.wait() == 2
+        assert gateway.wait(60) == 2
     finally:
         gateway.__exit__(None, None, None)
     (line,) = gateway.lines
@@ -57,7 +57,7 @@ def test_a_port_that_is_taken_stops_the_start_at_once_with_one_line(also: tuple[
         bind = f"127.0.0.1:{taken.getsockname()[1]}"
         command = [sys.executable, "-m", "service.cli", "serve", "--env-file", os.devnull, *also]
         environ = {"CLAUDE_PROXY_BIND": bind} | ({} if also else {"ANTHROPIC_API_KEY": "k"})
-        ended = subprocess.run(command, env=clean_environ(environ), capture_output=True, text=True, timeout=15)
+        ended = subprocess.run(command, env=clean_environ(environ), capture_output=True, text=True, timeout=60)
     assert ended.returncode == 2
     assert ended.stdout == ""
     assert ended.stderr == f"claude-proxy: CLAUDE_PROXY_BIND={bind} cannot be listened on: Address already in use.\n"

@@ -15,7 +15,7 @@ from observability.export import BATCH
 from tests.support.claude import ASKED
 from tests.support.otlp import OtlpSink
 from tests.support.poll import poll
-from tests.support.processes import Gateway, Simulator, free_port
+from tests.support.processes import Gateway, Simulator, held_port, port_of
 
 SPANS = 3
 """Of each request of the mix: the server's, the call's, the attempt's."""
@@ -84,9 +84,10 @@ def simulator() -> Iterator[Simulator]:
 
 @pytest.fixture
 def backend() -> Iterator[Backend]:
-    made = Backend(free_port())
-    yield made
-    made.close()
+    with held_port() as held:  # also while nobody listens there
+        made = Backend(port_of(held))
+        yield made
+        made.close()
 
 
 def rounds(gateway: Gateway, count: int) -> tuple[Counter[str], list[float]]:
@@ -128,11 +129,11 @@ def succeeded(gateway: Gateway) -> float:
 
 
 def options(backend: Backend) -> dict[str, str]:
-    """Exports at once, and gives up after a second: the test has not got ten."""
+    """Exports at once, and gives up after some seconds: the test has not got ten."""
     return {
         "OTEL_EXPORTER_OTLP_ENDPOINT": backend.url,
         "OTEL_BSP_SCHEDULE_DELAY": "20",
-        "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "4",
     }
 
 
@@ -153,7 +154,7 @@ def test_a_tracing_backend_in_trouble_changes_no_outcome_loses_only_what_is_coun
         backend.falls(trouble)
         outcomes, ill = rounds(gateway, 4)
         assert outcomes == Counter({name: 4 * n for name, n in OUTCOMES.items()})
-        poll(lambda: lost(gateway, "export_failed"), what="losses to be counted", seconds=20)
+        poll(lambda: lost(gateway, "export_failed"), what="losses to be counted")
         assert succeeded(gateway) == before
         record_property("latency", f"{trouble}: well {told(well)}; in trouble {told(ill)}")
 
@@ -161,7 +162,7 @@ def test_a_tracing_backend_in_trouble_changes_no_outcome_loses_only_what_is_coun
         backend.recovers()
         outcomes, _ = rounds(gateway, 1)
         assert outcomes == OUTCOMES
-        poll(lambda: backend.spans + lost(gateway) == 90 * SPANS, what="every span to be taken or counted", seconds=20)
+        poll(lambda: backend.spans + lost(gateway) == 90 * SPANS, what="every span to be taken or counted")
         poll(lambda: succeeded(gateway) > before, what="the last success to move on")
         assert lost(gateway) == lost(gateway, "export_failed") <= 40 * SPANS
         assert backend.spans >= 50 * SPANS
@@ -185,7 +186,7 @@ def test_a_backend_that_never_answers_costs_memory_only_to_the_bound_and_the_res
         record_property("latency", f"hanging, queue full: {told(seconds)}")
         began = time.monotonic()
         assert gateway.stop() == 0
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 20
 
 
 def test_without_a_backend_configured_the_outcomes_are_the_same(simulator: Simulator, record_property: Record) -> None:

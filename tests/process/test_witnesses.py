@@ -53,7 +53,7 @@ KINDS: dict[str, tuple[str | None, str | None]] = {
     "fault=error_first;error=overloaded_error": (None, "upstream_overloaded"),
     "fault=error_after;error=overloaded_error;chunks=8": (None, "upstream_overloaded"),
     "fault=error_after;error=api_error;chunks=8": (None, "upstream_error"),
-    "leave;gap_ms=40;chunks=30": (None, "client_abort"),
+    "leave;gap_ms=150;chunks=30": (None, "client_abort"),
 }
 
 RETRIED = {"upstream_429", "upstream_overloaded", "upstream_timeout"}

@@ -79,19 +79,20 @@ def signalled(stage: Scene, number: int) -> float:
     return time.monotonic()
 
 
-def assert_ended_in_band(stage: Scene, wire: Wire) -> dict[str, Any]:
-    """The stream ends with an error event that says why, and log line and spans were flushed; returns the line."""
+def assert_ended_in_band(stage: Scene, wire: Wire) -> tuple[dict[str, Any], float]:
+    """The stream ends with an error event that says why, and log line and spans were flushed; the line, and when all was over."""
     events = claude.parse_events(FIRST + wire.body())
     name, error = events[-1]
     assert (name, error["error"]["type"]) == ("error", "overloaded_error")
     assert "shutting down" in error["error"]["message"]
     trace_id = error["error"]["details"]["trace_id"]
     assert stage.gateway.wait() == 0
+    over = time.monotonic()
     (line,) = [line for line in stage.gateway.requests() if line["trace_id"] == trace_id]
     assert (line["outcome"], line["error_type"], line["status"]) == ("draining", "draining", 200)
     assert {s.name for s in stage.sink.trace(trace_id, 3)} == {"POST /v1/messages", "chat claude-opus-5-5", "POST"}
     assert not [line for line in stage.gateway.lines if "SIGKILL" in line or "Traceback" in line]
-    return line
+    return line, over
 
 
 def test_sigterm_takes_no_new_connections_lets_streams_finish_and_exits_0() -> None:
@@ -110,7 +111,7 @@ def test_sigterm_takes_no_new_connections_lets_streams_finish_and_exits_0() -> N
             assert wire.body() == REST
         ended = time.monotonic()
         assert stage.gateway.wait() == 0
-        assert time.monotonic() - ended < 3
+        assert time.monotonic() - ended < 10, "it does not wait for the end of its grace, which is 30 s"
         lines = [line["outcome"] for line in stage.gateway.requests()]
         assert lines == ["ok"] * 3
         stage.sink.wait(lambda span: span.kind == "SERVER", 3)
@@ -119,8 +120,8 @@ def test_sigterm_takes_no_new_connections_lets_streams_finish_and_exits_0() -> N
 def test_a_stream_longer_than_the_grace_is_ended_in_band_before_the_master_would_kill() -> None:
     with scene(Held(), CLAUDE_PROXY_GRACEFUL_TIMEOUT="5") as stage, open_streams(stage, 1) as (wire,):
         began = signalled(stage, signal.SIGTERM)
-        line = assert_ended_in_band(stage, wire)
-        assert 1.5 < time.monotonic() - began < 5
+        line, over = assert_ended_in_band(stage, wire)
+        assert 1.5 < over - began < 5
         assert line["input_tokens"] == 40
 
 
@@ -133,7 +134,7 @@ def test_a_plain_request_longer_than_the_grace_gets_a_503_that_may_be_retried() 
 
     with scene(never, CLAUDE_PROXY_GRACEFUL_TIMEOUT="4") as stage, Wire(stage.gateway.port) as wire:
         wire.ask(claude.ASKED)
-        assert waiting.wait(10)
+        assert waiting.wait(30)
         signalled(stage, signal.SIGTERM)
         head, body = wire.answer()
         assert (head.status, head.get("retry-after"), head.get("x-should-retry")) == (503, "1", None)
@@ -157,8 +158,8 @@ def test_an_upload_longer_than_the_grace_gets_a_503_and_all_requests_end_in_time
 def test_sigint_ends_streams_in_band_now_and_flushes() -> None:
     with scene(Held()) as stage, open_streams(stage, 1) as (wire,):
         began = signalled(stage, signal.SIGINT)
-        assert_ended_in_band(stage, wire)
-        assert time.monotonic() - began < 4
+        _, over = assert_ended_in_band(stage, wire)
+        assert over - began < 10, "now is not at the end of the grace, which is 30 s"
 
 
 class Load(threading.Thread):
@@ -172,7 +173,7 @@ class Load(threading.Thread):
 
     def run(self) -> None:
         """One client with its own pool."""
-        with httpx.Client(base_url=self.url, timeout=10) as client:
+        with httpx.Client(base_url=self.url, timeout=30) as client:
             while not self.stop.is_set():
                 try:
                     answered = client.post("/v1/messages", json=claude.ASKED)
@@ -210,7 +211,7 @@ def test_a_reload_under_load_cuts_nobody_and_brings_new_workers() -> None:
             poll(lambda: len(stage.gateway.worker_pids()) == 1, what="one worker")
         for load in loads:
             load.stop.set()
-            load.join(10)
+            load.join(40)
             assert load.wrong == []
 
 
@@ -220,8 +221,8 @@ def test_sigterm_while_a_reloaded_worker_still_finishes_stops_within_one_grace()
         signalled(stage, signal.SIGHUP)
         poll(lambda: set(stage.gateway.worker_pids()) - {old}, what="a new worker")
         began = signalled(stage, signal.SIGTERM)
-        assert_ended_in_band(stage, wire)
-        assert time.monotonic() - began < 5
+        _, over = assert_ended_in_band(stage, wire)
+        assert over - began < 5
 
 
 def test_a_reload_reads_secrets_anew_and_with_bad_ones_keeps_the_old(tmp_path: Any) -> None:
@@ -264,7 +265,7 @@ def test_workers_whose_master_was_killed_stop_by_themselves() -> None:
         (worker,) = stage.gateway.worker_pids()
         signalled(stage, signal.SIGKILL)
         try:
-            poll(lambda: gone(worker), what="the orphan to stop", seconds=6)
+            poll(lambda: gone(worker), what="the orphan to stop")
         finally:
             if not gone(worker):
                 os.kill(worker, signal.SIGKILL)

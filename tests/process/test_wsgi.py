@@ -127,7 +127,7 @@ def test_under_gthread_pieces_of_a_stream_are_handed_on_when_they_come(stage: Sc
         connection.sendall(claude.SSE_HEAD)
         for piece in pieces:
             connection.sendall(claude.chunk(piece))
-            assert handed.acquire(timeout=10)
+            assert handed.acquire(timeout=30)
         connection.sendall(claude.LAST_CHUNK)
 
     stage.plays(step_by_step)
@@ -165,7 +165,7 @@ def test_under_gthread_a_client_that_left_is_noticed_at_the_next_pieces(stage: S
         wire.head()
         wire.piece()
         wire.reset()
-    assert ended.wait(5)
+    assert ended.wait(30)
     watch.told("client_abort", error_type="client_abort", attempt=("200", "aborted"))
 
 

@@ -44,8 +44,8 @@ class Simulation:
         app = create_app(config, clock=clock)
         self._runner, port = asyncio.run_coroutine_threadsafe(serve(app, "127.0.0.1", 0), self._loop).result()
         self.url = f"http://127.0.0.1:{port}"
-        self.client = httpx.Client(base_url=self.url, headers=HEADERS, timeout=10, verify=False)  # quicker to make
-        self.stranger = httpx.Client(base_url=self.url, timeout=10, verify=False)  # sends no key of Claude's
+        self.client = httpx.Client(base_url=self.url, headers=HEADERS, timeout=30, verify=False)  # quicker to make
+        self.stranger = httpx.Client(base_url=self.url, timeout=30, verify=False)  # sends no key of Claude's
 
     def close(self) -> None:
         self.client.close()
@@ -67,7 +67,7 @@ class Simulation:
     def connect(self, scenario: str, *, stream: bool = True) -> socket.socket:
         """A raw connection on which the request has been sent."""
         address = urlsplit(self.url)
-        sock = socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=10)
+        sock = socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=30)
         payload = msgspec.json.encode(body(stream=stream))
         lines = ["POST /v1/messages HTTP/1.1", "host: simulator", f"x-simulator-scenario: {scenario}"]
         lines += [f"{name}: {value}" for name, value in HEADERS.items()] + [f"content-length: {len(payload)}", "", ""]
@@ -107,7 +107,7 @@ def parse_events(text: str) -> list[dict[str, Any]]:
     return found
 
 
-def until(look: Callable[[], Any], seconds: float = 10.0) -> Any:
+def until(look: Callable[[], Any], seconds: float = 30.0) -> Any:
     """What `look` returns as soon as it is true."""
     deadline = time.monotonic() + seconds
     while not (seen := look()):

@@ -53,7 +53,7 @@ def running(arguments: list[str], folder: Path, environ: Mapping[str, str] | Non
 
 def _ready(url: str, log: Path) -> None:
     try:
-        poll(lambda: httpx.get(url, timeout=2).status_code == 200, what=url, seconds=20)
+        poll(lambda: httpx.get(url, timeout=10).status_code == 200, what=url, seconds=60)
     except AssertionError as error:
         raise AssertionError(f"{error}; its log:\n{log.read_text(errors='replace')[-2000:]}") from None
 

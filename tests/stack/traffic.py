@@ -94,7 +94,7 @@ class Client:
         self._http.get("/v1/models")
         self._http.post("/v1/messages", content=b"not json", headers={"content-type": "application/json"})
         self._http.post("/v1/messages", json={}, headers={"x-api-key": "wrong"})
-        with self._http.stream("POST", "/v1/messages", **self._message(MODELS[0], True, "gap_ms=50")) as answer:
+        with self._http.stream("POST", "/v1/messages", **self._message(MODELS[0], True, "gap_ms=300")) as answer:
             next(answer.iter_raw())  # and leave
         return sent + Counter({"ok": 2, "client_invalid": 1, "client_auth": 1, "client_abort": 1})
 

@@ -96,7 +96,7 @@ def test_processes_that_count_together_lose_nothing(region: Region) -> None:
 
     def count() -> None:
         for _ in range(2000):
-            assert region.lock(10.0)
+            assert region.lock(60.0)
             records.write(0, (records.read(0)[0] + 1,))
             region.unlock()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
+import signal
 import socket
 import threading
 from collections.abc import Mapping
@@ -14,8 +16,10 @@ from typing import Any
 from tests.support import claude
 from tests.support.claude import ASKED, LAST_CHUNK
 from tests.support.poll import poll
+from tests.support.processes import Gateway
 from tests.support.scene import Got, Scene
 from tests.support.upstream import Script, Seen, answer
+from tests.support.wire import Wire
 
 _numbers = itertools.count()
 
@@ -105,6 +109,21 @@ def start(
 def ask(stage: Scene, body: dict[str, Any], client: str = "alice", target: str = "/v1/messages", **headers: str) -> Got:
     """Ask, and wait for the answer."""
     return start(stage, body, client, target, **headers).got()
+
+
+def wires_to_both(gateway: Gateway, each: int) -> list[Wire]:
+    """Connections, so many to each of two workers: while one is stopped it accepts none."""
+    wires = []
+    for other in gateway.worker_pids():
+        os.kill(other, signal.SIGSTOP)
+        try:
+            for _ in range(each):
+                wires.append(Wire(gateway.port))
+                wires[-1].request("GET", "/healthz")
+                assert wires[-1].answer()[0].status == 200
+        finally:
+            os.kill(other, signal.SIGCONT)
+    return wires
 
 
 def wait_queue(stage: Scene, depth: int) -> None:

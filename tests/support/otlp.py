@@ -117,7 +117,7 @@ class OtlpSink:
                     )
         self.last_taken = time.time()
 
-    def wait(self, match: Callable[[SpanSeen], bool], count: int = 1, seconds: float = 15.0) -> list[SpanSeen]:
+    def wait(self, match: Callable[[SpanSeen], bool], count: int = 1, seconds: float = 30.0) -> list[SpanSeen]:
         """At least `count` spans that match."""
         return poll(
             lambda: found if len(found := [s for s in list(self.spans) if match(s)]) >= count else None,

@@ -11,7 +11,7 @@ import httpx
 T = TypeVar("T")
 
 
-def poll(check: Callable[[], T | None], *, what: str, seconds: float = 10.0) -> T:
+def poll(check: Callable[[], T | None], *, what: str, seconds: float = 30.0) -> T:
     """What `check` returns once it is truthy; an exception of it in between counts as not yet. Fails after `seconds`."""
     deadline = time.monotonic() + seconds
     last: object = None

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
@@ -17,7 +19,11 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from observability import catalog
+from observability.exposition import PATIENCE
 from tests.support.poll import poll
+
+_DOWN = re.compile(rf'^{catalog.WORKER_UP.name}{{worker="\d+"}} 0$', re.MULTILINE)
 
 
 def clean_environ(extra: Mapping[str, str]) -> dict[str, str]:
@@ -36,11 +42,36 @@ def clean_environ(extra: Mapping[str, str]) -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith(read)} | dict(extra)
 
 
+def somebody_was_late(metrics: str, seconds: float) -> bool:
+    """Whether `/metrics`, which took so long, was waiting for a worker in vain. One that is down at once is no matter of time."""
+    return seconds >= PATIENCE and _DOWN.search(metrics) is not None
+
+
+def held_port() -> socket.socket:
+    """A loopback port on which nobody listens: while this socket is open the system gives it to nobody else, and who names
+    it (and sets SO_REUSEADDR, as servers do) may listen there."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held
+
+
+def port_of(held: socket.socket) -> int:
+    """Its number."""
+    return int(held.getsockname()[1])
+
+
+@contextmanager
+def nobody() -> Iterator[str]:
+    """The URL of a provider that refuses connections."""
+    with held_port() as held:
+        yield f"http://127.0.0.1:{port_of(held)}"
+
+
 def free_port() -> int:
-    """A loopback port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that nobody listens on now; somebody may, before you do."""
+    with held_port() as held:
+        return port_of(held)
 
 
 class Process:
@@ -64,13 +95,13 @@ class Process:
         for line in self.process.stdout:
             self.lines.append(line.rstrip("\n"))
 
-    def wait(self, seconds: float = 15.0) -> int:
+    def wait(self, seconds: float = 30.0) -> int:
         """Its exit status; fails when it has not ended by then."""
         status = self.process.wait(seconds)
-        self._reader.join(5)
+        self._reader.join(30)
         return status
 
-    def stop(self, signal_number: int = signal.SIGTERM, seconds: float = 15.0) -> int:
+    def stop(self, signal_number: int = signal.SIGTERM, seconds: float = 30.0) -> int:
         """Signal it, wait, return its exit status. What does not stop is killed with all its children."""
         if self.process.poll() is None:
             self.process.send_signal(signal_number)
@@ -81,13 +112,22 @@ class Process:
             self.wait()
             raise
 
+    @contextmanager
+    def _ended_if_it_fails(self) -> Iterator[None]:
+        """For `__enter__`, whose error nobody else cleans up after."""
+        try:
+            yield
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(10)
-        self._reader.join(5)
+        self.process.wait(30)
+        self._reader.join(30)
         assert self.process.stdout is not None
         self.process.stdout.close()
 
@@ -99,20 +139,24 @@ class Simulator(Process):
         super().__init__(["-m", "service.simulator", "--port", "0", *arguments], {})
 
     def __enter__(self) -> Simulator:
-        line = poll(lambda: next((x for x in self.lines if "listening on" in x), None), what="the simulator's address")
+        with self._ended_if_it_fails():
+            line = poll(
+                lambda: next((x for x in self.lines if "listening on" in x), None), what="its address", seconds=60
+            )
         self.url = line.rpartition(" ")[2]
         return self
 
     def get(self, path: str) -> Any:
         """JSON of one of its `/_simulator/…` pages."""
-        return httpx.get(self.url + path, timeout=10).raise_for_status().json()
+        return httpx.get(self.url + path, timeout=30).raise_for_status().json()
 
 
 class Gateway(Process):
     """`claude-proxy serve` on a free port, in front of `upstream`."""
 
     def __init__(self, upstream: str, **environ: str) -> None:
-        self.port = free_port()
+        self._held = held_port()
+        self.port = port_of(self._held)
         self.url = f"http://127.0.0.1:{self.port}"
         defaults = {
             "CLAUDE_PROXY_BIND": f"127.0.0.1:{self.port}",
@@ -132,17 +176,24 @@ class Gateway(Process):
         return ["-m", "service.cli", "serve", "--env-file", os.devnull]
 
     def __enter__(self) -> Gateway:
-        poll(self._ready, what="the gateway to be ready", seconds=20)
+        with self._ended_if_it_fails():
+            poll(self._ready, what="the gateway to be ready", seconds=60)
         return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        self._held.close()
 
     def _ready(self) -> bool:
         if self.process.poll() is not None:
             raise RuntimeError("the gateway ended at start:\n" + "\n".join(self.lines))
-        return httpx.get(self.url + "/readyz", timeout=2).status_code == 200
+        return httpx.get(self.url + "/readyz", timeout=10).status_code == 200
 
     def client(self, **options: Any) -> httpx.Client:
         """An httpx client for it."""
-        return httpx.Client(base_url=self.url, timeout=10, **options)
+        return httpx.Client(base_url=self.url, timeout=30, **options)
 
     def log(self) -> list[dict[str, Any]]:
         """Every JSON line so far."""
@@ -171,13 +222,22 @@ class Gateway(Process):
 
     def samples(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
         """`/metrics` as {(sample name, labels): value}, summed over workers; empty labels are left out."""
-        text = httpx.get(self.url + "/metrics", timeout=10).raise_for_status().text
         found: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
-        for family in text_string_to_metric_families(text):
+        for family in text_string_to_metric_families(self.metrics()):
             for sample in family.samples:
                 key = sample.name, frozenset((k, v) for k, v in sample.labels.items() if v and k != "worker")
                 found[key] = found.get(key, 0.0) + sample.value
         return found
+
+    def metrics(self, accept: str = "text/plain") -> str:
+        """`/metrics`. One that a worker was too late for, as it may be on a busy machine, is not all of it: asked for again."""
+
+        def punctual() -> str | None:
+            began = time.monotonic()
+            text = httpx.get(self.url + "/metrics", headers={"accept": accept}, timeout=30).raise_for_status().text
+            return None if somebody_was_late(text, time.monotonic() - began) else text
+
+        return poll(punctual, what="everybody's metrics")
 
     def sample(self, name: str, **labels: str) -> float:
         """One sample's value; 0.0 when the series does not exist."""

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_cla
 from observability import catalog
 from tests.support import claude
 from tests.support.poll import poll
-from tests.support.processes import Gateway
+from tests.support.processes import Gateway, somebody_was_late
 from tests.support.upstream import Upstream, json_answer
 
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0,text/plain;version=0.0.4;q=0.5"
@@ -47,7 +47,7 @@ class Scrape:
 
 def fetch(gateway: Gateway, method: str, path: str, body: bytes = b"", **headers: str) -> http.client.HTTPResponse:
     """One request over a connection of its own, so that it falls to any worker; the answer is read."""
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)
     try:
         connection.request(method, path, body, headers | {"connection": "close"})
         answer = connection.getresponse()
@@ -82,6 +82,17 @@ def gateway_of(workers: int, upstream: Upstream | None = None, **environ: str) -
     ):
         all_up(gateway, workers)
         yield gateway
+
+
+def whole(gateway: Gateway, accept: str = "text/plain") -> Scrape:
+    """A scrape that no worker was too late for."""
+
+    def punctual() -> Scrape | None:
+        began = time.monotonic()
+        found = scrape(gateway, accept)
+        return None if somebody_was_late(found.text, time.monotonic() - began) else found
+
+    return poll(punctual, what="everybody's metrics")
 
 
 def all_up(gateway: Gateway, workers: int) -> Scrape:
@@ -120,7 +131,7 @@ class Load(threading.Thread):
 
     def __exit__(self, *_: object) -> None:
         self._stop_now.set()
-        self.join(15)
+        self.join(60)
 
 
 class Watcher(threading.Thread):
@@ -149,7 +160,7 @@ class Watcher(threading.Thread):
 
     def __exit__(self, *_: object) -> None:
         self._stop_now.set()
-        self.join(15)
+        self.join(60)
 
     def series(self, name: str, slot: str) -> list[float]:
         """A slot's figures of one sample in the order they were scraped; left out where there were none."""

@@ -43,6 +43,13 @@ def reset(connection: socket.socket) -> None:
     connection.close()
 
 
+def _more(connection: socket.socket) -> bytes:
+    """The next bytes of a body that is not in yet."""
+    if not (data := connection.recv(65_536)):
+        raise OSError("the client left in the middle of its body")
+    return data
+
+
 class Upstream:
     """Runs `script` for each request; `seen` are all requests so far, `closed` counts connections the peer closed."""
 
@@ -93,19 +100,17 @@ class Upstream:
             body = b""
             while True:
                 while b"\r\n" not in buffer:
-                    buffer += connection.recv(65_536)
+                    buffer += _more(connection)
                 size_line, buffer = buffer.split(b"\r\n", 1)
                 size = int(size_line, 16)
                 while len(buffer) < size + 2:
-                    buffer += connection.recv(65_536)
+                    buffer += _more(connection)
                 body, buffer = body + buffer[:size], buffer[size + 2 :]
                 if size == 0:
                     return body, buffer
         length = int(headers.get("content-length", "0"))
         while len(buffer) < length:
-            if not (data := connection.recv(65_536)):
-                raise OSError("the client left in the middle of its body")
-            buffer += data
+            buffer += _more(connection)
         return buffer[:length], buffer[length:]
 
     def __enter__(self) -> Upstream:

@@ -26,7 +26,7 @@ class Head:
 class Wire:
     """One TCP connection to `port` on loopback."""
 
-    def __init__(self, port: int, timeout: float = 10.0) -> None:
+    def __init__(self, port: int, timeout: float = 30.0) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=timeout)
         self._file = self.socket.makefile("rb")
         self._chunked = False

@@ -27,7 +27,7 @@ from service.errors import NotSent
 from service.upstream.client import Client, Prepared
 from service.upstream.transport import Transport
 from tests.support.claude import LAST_CHUNK, SSE_HEAD, chunk
-from tests.support.processes import free_port
+from tests.support.processes import nobody
 from tests.support.upstream import Script, Upstream, answer, json_answer, reset
 
 assert settings  # sets the stable HTTP conventions before the instrumentation reads which are wanted
@@ -154,8 +154,8 @@ def _both(case: tuple[Script | None, Prepared], context: SpanContext, *, handed:
     """One call sent both ways to the same address; no script: nobody listens there."""
     script, prepared = case
     if script is None:
-        url = f"http://127.0.0.1:{free_port()}"
-        return [_run(send, url, None, prepared, context, handed=handed) for send in (by_hand, by_instrumentation)]
+        with nobody() as url:
+            return [_run(send, url, None, prepared, context, handed=handed) for send in (by_hand, by_instrumentation)]
     with Upstream(script) as upstream:
         return [
             _run(send, upstream.url, upstream, prepared, context, handed=handed)

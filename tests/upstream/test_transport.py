@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
@@ -26,12 +25,13 @@ from service.errors import (
 )
 from service.upstream.transport import Transport
 from tests.support.claude import LAST_CHUNK, SSE_HEAD, chunk
-from tests.support.processes import free_port
+from tests.support.poll import poll
+from tests.support.processes import nobody
 from tests.support.upstream import RawUpstream, Script, Seen, Upstream, answer, json_answer, reset
 
 T = TypeVar("T")
 
-LONG, SHORT = 10.0, 0.05
+LONG, SHORT = 30.0, 0.05
 
 
 def _request(
@@ -180,21 +180,24 @@ def test_a_streamed_body_whose_client_leaves_is_the_clients_ending_not_the_provi
         assert type(_fails(_request(upstream.url + "/", body=pieces()))) is ClientGone
 
 
-async def _slowly() -> AsyncIterator[bytes]:
+async def _slowly(gap: float) -> AsyncIterator[bytes]:
     for piece in (b"one", b"two", b"three"):
-        await asyncio.sleep(2 * SHORT)
+        await asyncio.sleep(gap)
         yield piece
 
 
 def test_a_slow_upload_does_not_run_down_the_first_byte_timeout() -> None:
+    patience = 20 * SHORT
     with Upstream(json_answer(b"ok")) as upstream:
-        assert _with(_whole(_request(upstream.url + "/", body=_slowly(), first_byte=SHORT))) == (200, b"ok")
+        request = _request(upstream.url + "/", body=_slowly(patience / 2), first_byte=patience)
+        assert _with(_whole(request)) == (200, b"ok")
     assert upstream.seen[0].body == b"onetwothree"
 
 
 def test_the_first_byte_timeout_runs_once_a_streamed_body_is_sent() -> None:
     with Upstream(lambda connection, seen: None) as upstream:
-        error = _fails(_request(upstream.url + "/", body=_slowly(), first_byte=SHORT))
+        error = _fails(_request(upstream.url + "/", body=_slowly(2 * SHORT), first_byte=SHORT))
+        poll(lambda: upstream.seen, what="the body to be in")
     assert (type(error), upstream.seen[0].body) == (AnswerTimeout, b"onetwothree")
 
 
@@ -206,15 +209,16 @@ def test_a_provider_that_stops_reading_a_streamed_body_is_timed_out() -> None:
     async def work(transport: Transport) -> None:
         with pytest.raises(AnswerTimeout):
             await transport.handle_async_request(_request(upstream.url + "/", body=pieces(), first_byte=4 * SHORT))
-        assert await asyncio.to_thread(gave_up.acquire, timeout=5)
+        timed_out.set()
+        assert await asyncio.to_thread(gave_up.acquire, timeout=30)
         await asyncio.sleep(SHORT)
 
     def deaf(connection: socket.socket) -> None:
-        time.sleep(10 * SHORT)
+        timed_out.wait(LONG)
         connection.close()
         gave_up.release()
 
-    gave_up = threading.Semaphore(0)
+    gave_up, timed_out = threading.Semaphore(0), threading.Event()
     with RawUpstream(deaf) as upstream:
         _with(work)
 
@@ -223,12 +227,16 @@ def test_an_answer_before_a_streamed_body_is_in_is_an_answer() -> None:
     async def pieces() -> AsyncIterator[bytes]:
         yield b"one"
         await asyncio.sleep(2 * SHORT)
+        assert await asyncio.to_thread(answered.wait, LONG)
         yield b"two"
 
     def early(connection: socket.socket) -> None:
         connection.recv(65_536)
         connection.sendall(answer("413 Too Large", b"no"))
+        answered.set()
         connection.recv(65_536)
+
+    answered = threading.Event()
 
     with RawUpstream(early) as upstream:
         assert _with(_whole(_request(upstream.url + "/", body=pieces(), first_byte=SHORT))) == (413, b"no")
@@ -245,7 +253,8 @@ def test_a_streamed_body_whose_client_stalls_is_the_clients_ending_not_the_provi
 
 
 def test_a_refused_connection_was_not_sent() -> None:
-    error = _fails(_request(f"http://127.0.0.1:{free_port()}/"))
+    with nobody() as url:
+        error = _fails(_request(url + "/"))
     assert (type(error), error.message) == (NotSent, "no connection to the provider could be made")
 
 
@@ -326,7 +335,7 @@ def test_no_answer_within_the_first_byte_timeout_is_a_timeout_and_closes_the_con
     with Upstream(lambda connection, seen: None) as upstream:
         error = _fails(_request(upstream.url + "/", first_byte=SHORT))
         assert (type(error), error.message) == (AnswerTimeout, "the provider did not begin to answer within 0.05 s")
-        assert upstream.closed.acquire(timeout=5)
+        assert upstream.closed.acquire(timeout=30)
 
 
 @pytest.mark.parametrize(
@@ -344,7 +353,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 def test_a_chunk_size_that_makes_no_sense_is_a_death_mid_body() -> None:
     def script(connection: socket.socket, seen: Seen) -> None:
         connection.sendall(CHUNKED + chunk(b"one"))
-        headers_are_in.acquire(timeout=5)
+        headers_are_in.acquire(timeout=30)
         connection.sendall(b"zz\r\n")
 
     async def work(transport: Transport) -> None:
@@ -368,7 +377,7 @@ def test_a_connection_that_ends_inside_the_body_died_mid_body(
 ) -> None:
     def script(connection: socket.socket, seen: Seen) -> None:
         connection.sendall(begun)
-        headers_are_in.acquire(timeout=5)
+        headers_are_in.acquire(timeout=30)
         end(connection)
 
     async def work(transport: Transport) -> None:
@@ -388,7 +397,7 @@ def test_silence_inside_the_body_is_a_stall_and_closes_the_connection() -> None:
             Stalled,
             "the provider sent nothing for 0.05 s in the middle of its answer",
         )
-        assert upstream.closed.acquire(timeout=5)
+        assert upstream.closed.acquire(timeout=30)
 
 
 def test_chunks_come_one_by_one_as_they_arrive() -> None:
@@ -409,7 +418,7 @@ def test_chunks_come_one_by_one_as_they_arrive() -> None:
         connection.sendall(SSE_HEAD)
         for piece in (b"one", b"two", b"three"):
             connection.sendall(chunk(piece))
-            go_on.acquire(timeout=5)
+            go_on.acquire(timeout=30)
         connection.sendall(LAST_CHUNK)
 
     with Upstream(script) as upstream:
@@ -433,7 +442,7 @@ def test_an_answer_closed_early_closes_its_connection_at_once() -> None:
         assert isinstance(stream, httpx.AsyncByteStream)
         assert await anext(aiter(stream)) == b"one"
         await stream.aclose()
-        assert await asyncio.to_thread(upstream.closed.acquire, timeout=5)
+        assert await asyncio.to_thread(upstream.closed.acquire, timeout=30)
 
     with Upstream(lambda connection, seen: connection.sendall(SSE_HEAD + chunk(b"one"))) as upstream:
         _with(work)
@@ -442,11 +451,11 @@ def test_an_answer_closed_early_closes_its_connection_at_once() -> None:
 def test_a_cancelled_request_closes_its_connection() -> None:
     async def work(transport: Transport) -> None:
         task = asyncio.create_task(transport.handle_async_request(_request(upstream.url + "/")))
-        assert await asyncio.to_thread(arrived.acquire, timeout=5)
+        assert await asyncio.to_thread(arrived.acquire, timeout=30)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert await asyncio.to_thread(upstream.closed.acquire, timeout=5)
+        assert await asyncio.to_thread(upstream.closed.acquire, timeout=30)
 
     arrived = threading.Semaphore(0)
     with Upstream(lambda connection, seen: arrived.release()) as upstream:

@@ -29,7 +29,7 @@ from service.web.channel import Channel
 from service.web.flask_loop import LoopFlask, background
 from tests.support import claude
 from tests.support.inside import telemetry
-from tests.support.processes import free_port
+from tests.support.processes import nobody
 from tests.support.upstream import Script, Upstream, answer, json_answer, reset
 
 CLEAN = Scrubber(ROUTES).clean
@@ -78,6 +78,8 @@ class Asked:
     host: str = "localhost:8000"
     leave: bool = False
     status: int = 200
+    first_byte: str = "30"
+    idle: str = "30"
 
     @property
     def sent(self) -> list[tuple[str, str]]:
@@ -134,7 +136,8 @@ def by_asgi(gateway: Gateway, asked: Asked) -> None:
 @contextmanager
 def _provider(script: Script | None) -> Iterator[str]:
     if script is None:
-        yield f"http://127.0.0.1:{free_port()}"
+        with nobody() as url:
+            yield url
         return
     with Upstream(script) as upstream:
         yield upstream.url
@@ -145,7 +148,7 @@ def _told(asked: Asked, door: Door, url: str) -> list[ReadableSpan]:
     with telemetry() as told:
         environ = {
             "ANTHROPIC_API_KEY": "sk-ant-provider", "CLAUDE_PROXY_ANTHROPIC_BASE_URL": url,
-            "CLAUDE_PROXY_FIRST_BYTE_TIMEOUT": "0.3", "CLAUDE_PROXY_IDLE_TIMEOUT": "0.3",
+            "CLAUDE_PROXY_FIRST_BYTE_TIMEOUT": asked.first_byte, "CLAUDE_PROXY_IDLE_TIMEOUT": asked.idle,
         }  # fmt: skip
         ended = Ended()
         told.telemetry.tracing.provider.add_span_processor(ended)
@@ -195,7 +198,7 @@ ASKED_STREAM = json.dumps(claude.ASKED | {"stream": True}).encode()
 CASES = {
     "ok": Asked(),
     "stream": Asked(body=ASKED_STREAM, script=_stream),
-    "a stream whose provider falls silent": Asked(body=ASKED_STREAM, script=_endless),
+    "a stream whose provider falls silent": Asked(body=ASKED_STREAM, script=_endless, idle="0.3"),
     "query": Asked(target="/v1/messages?beta=true&key=sk-ant-abcdefgh"),
     "get": Asked("GET", "/v1/models/claude-opus-5-5", body=b""),
     "head": Asked("HEAD", "/v1/models", body=b"", script=_bare),
@@ -213,7 +216,7 @@ CASES = {
     "upstream 500": Asked(script=_says("500 Internal Server Error", "content-type: application/json"), status=500),
     "refused": Asked(script=None, status=502),
     "reset": Asked(script=lambda connection, seen: reset(connection), status=502),
-    "timeout": Asked(script=lambda connection, seen: None, status=504),
+    "timeout": Asked(script=lambda connection, seen: None, status=504, first_byte="0.3"),
     "sampled trace": Asked(headers=SAMPLED | {"tracestate": "vendor=x"}),
     "trace that is not sampled": Asked(headers={"traceparent": SAMPLED["traceparent"][:-1] + "0"}),
     "traceparent that is none": Asked(headers={"traceparent": "00-zz"}),

@@ -80,7 +80,7 @@ const batchOf = (number) =>
   Array.from({ length: number }, (_, i) => ({ custom_id: `nr-${i}`, params: ASK }));
 
 async function ended(client, id) {
-  for (let tries = 0; tries < 400; tries++) {
+  for (let tries = 0; tries < 1200; tries++) {
     const batch = await client.messages.batches.retrieve(id);
     if (batch.processing_status === "ended") return batch;
     await sleep(50);

@@ -235,7 +235,7 @@ def batch_of(number):
 
 
 def ended(client, batch_id):
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while (batch := client.messages.batches.retrieve(batch_id)).processing_status != "ended":
         assert time.monotonic() < deadline, batch
         time.sleep(0.05)
