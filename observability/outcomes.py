@@ -67,5 +67,6 @@ STREAM_ENDS: dict[Outcome, str] = {
     Outcome.STALLED: "stalled",
     Outcome.CLIENT_ABORT: "client_abort",
     Outcome.DRAINING: "draining",
+    Outcome.INTERNAL_ERROR: "internal_error",
 }
 """What `claude_proxy_stream_outcomes_total` calls each outcome of a stream that began; any other is `upstream_error`."""

@@ -77,6 +77,11 @@ class Allowances:
 
         return tell if self.have_budgets else None
 
+    def at_a_time(self, client: str | None) -> int | None:
+        """How many calls of a client may be under way; None: any number."""
+        allowed = self._allowances.get(client or "")
+        return None if allowed is None else allowed.limits.concurrency
+
     def may_ask(self, client: str | None, model: str) -> bool:
         """Whether a model may stand in for one that the client asked for."""
         allowed = self._allowances.get(client or "")

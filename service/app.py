@@ -118,7 +118,7 @@ def create_gateway(
     first_byte_timeout = min(settings.first_byte_timeout, settings.total_timeout)
     native.register(app, providers, pipelines, first_byte_timeout, _batching(telemetry, keeping))
     default_models = {name: upstream.default_model for name, upstream in settings.upstreams.items()}
-    asker = Asker(providers, pipelines, default_models, first_byte_timeout)
+    asker = Asker(providers, pipelines, default_models, first_byte_timeout, allowances.at_a_time)
     fan_out = generate.Limits(settings.batch_concurrency, settings.batch_max_prompts)
     generate.register(app, asker, fan_out)
     aggregate.register(app, asker, fan_out)

@@ -135,15 +135,20 @@ class Pipeline:
             deadline=deadline,
             may_ask=lambda name: self._allowances is None or self._allowances.may_ask(exchange.client, name),
         )
+        last: tuple[Result, str | None] | None = None
         while True:
             try:
                 leave = await self._leave(job, deadline - clock())
             except QueueRejected:
                 following = self._following(job, tries.without_room())
-                if following is None:
+                if following is not None:
+                    job = following
+                    continue
+                if last is None:
                     raise
-                job = following
-                continue
+                call.attempts.pop()  # it is handed on after all, and goes on record with that
+                result, call.model = last
+                return result, Stop.DEADLINE
             exchange.begin_call(call)
             result = await self._attempt(_within(job, deadline - clock()), leave)
             failure = result.failure()
@@ -154,6 +159,7 @@ class Pipeline:
             if following is None:
                 return result, step if isinstance(step, Stop) else Stop.FINAL
             await result.drop(call)
+            last = (result, call.model) if isinstance(result, Whole | Failed) else None
             if leave is not None:
                 call.on_end.remove(leave.settle)
                 leave.close(sent=failure.reason != "not_sent")

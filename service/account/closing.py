@@ -49,21 +49,20 @@ class Closing:
         `content` tells what was said in it, if that is to be told."""
         # First, and by itself: whatever else goes wrong, the call is in the ledger.
         self.safely(lambda: self.books.ended(record))
+        if server is not None:
+            self._metrics.add(catalog.IN_FLIGHT, (record.route,), -1)
         said = self.safely(content) if content is not None and inference is not None and record.trace.kept else None
-        self.safely(lambda: self._tell(record, server, inference, said or {}))
+        self.safely(lambda: self._end_spans(record, server, inference, said or {}))
+        self.safely(lambda: self._count(record, server))
+        self.safely(lambda: self._write_line(record))
 
-    def _tell(self, record: Record, server: Span | None, inference: Span | None, said: Attributes) -> None:
+    def _end_spans(self, record: Record, server: Span | None, inference: Span | None, said: Attributes) -> None:
         if inference is not None:
             # What the client takes to read an answer that is in is not the call's time.
             told = {**_inference_attributes(record), **said}
             self._tracing.end(inference, told, record.error_type, record.timings.call)
-        if server is not None:
-            self._end_request(record, server)
-        self._count_call(record)
-        self._count_cost(record)
-        self._write_line(record)
-
-    def _end_request(self, record: Record, server: Span) -> None:
+        if server is None:
+            return
         fault = catalog.OUTCOMES[record.outcome][0]
         failed = record.error_type or record.outcome.value if fault in (Fault.US, Fault.PROVIDER) else None
         self._tracing.annotate(
@@ -71,10 +70,17 @@ class Closing:
             {Attr.OUTCOME: record.outcome.value, Attr.REQUEST_ID: record.request_id, Attr.CLIENT: record.client},
             failed,
         )
+
+    def _count(self, record: Record, server: Span | None) -> None:
+        if server is not None:
+            self._count_request(record)
+        self._count_call(record)
+        self._count_cost(record)
+
+    def _count_request(self, record: Record) -> None:
         metrics, exemplar = self._metrics, _exemplar(record)
         outcome, streaming = record.outcome.value, _flag(record.streaming)
         labels = (record.route, record.provider or "", record.model or "", outcome)
-        metrics.add(catalog.IN_FLIGHT, (record.route,), -1)
         metrics.add(catalog.REQUESTS, labels, 1, exemplar)
         metrics.observe(catalog.REQUEST_DURATION, record.timings.total, (record.route, streaming, outcome), exemplar)
         metrics.observe(catalog.OVERHEAD, record.timings.overhead, (record.route, streaming), exemplar)

@@ -8,6 +8,7 @@ kernel takes it back from a process that dies, by SIGKILL too.
 from __future__ import annotations
 
 import fcntl
+import math
 import mmap
 import os
 import struct
@@ -16,8 +17,9 @@ import threading
 import time
 from collections.abc import Sequence
 
-PATIENCE = 0.002
-"""Seconds a lock is tried for: the event loop stands still for as long. Held, it is for tens of microseconds."""
+PATIENCE, HURRY = 0.02, 0.002
+"""Seconds a lock is tried for, and for a second after one was not had: the event loop stands still for as long. Held, it is
+for tens of microseconds; but on a busy machine its holder may not be let run for some milliseconds."""
 _PAUSE = 0.00005
 _TRY = fcntl.LOCK_EX | fcntl.LOCK_NB
 
@@ -34,10 +36,11 @@ class Region:
         os.ftruncate(self._fd, size)  # pages are made when they are first written to
         self.memory = mmap.mmap(self._fd, size)
         self._thread = threading.Lock()
+        self._given_up = -math.inf
 
-    def lock(self, patience: float = PATIENCE) -> bool:
-        """True with the lock held, False when it could not be had in `patience` seconds."""
-        if not self._thread.acquire(False) and not self._thread.acquire(timeout=patience):
+    def lock(self, patience: float | None = None) -> bool:
+        """True with the lock held, False when it could not be had in `patience` seconds (None: as long as makes sense)."""
+        if not self._thread.acquire(False) and not self._thread.acquire(timeout=patience or self._patience()):
             return False
         deadline = None
         while True:
@@ -45,13 +48,18 @@ class Region:
                 fcntl.lockf(self._fd, _TRY)
             except OSError:  # somebody has it, or (ENOLCK) the kernel has no room: the same to us
                 now = time.monotonic()
-                deadline = deadline or now + patience
+                deadline = deadline or now + (patience or self._patience())
                 if now >= deadline:
+                    self._given_up = now
                     self._thread.release()
                     return False
                 time.sleep(_PAUSE)  # the holder may need this very core
             else:
                 return True
+
+    def _patience(self) -> float:
+        # Whoever holds it may be stopped altogether: then each try would cost the loop the whole patience.
+        return HURRY if time.monotonic() - self._given_up < 1 else PATIENCE
 
     def unlock(self) -> None:
         """Give the lock back."""

@@ -6,6 +6,7 @@ costs: a second parse of the address, two context switches, attributes for metri
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Protocol
 
@@ -107,6 +108,9 @@ class Client:
                 Timeouts(self._connect_timeout, prepared.first_byte_timeout, self.idle_timeout),
             )
             _tell_answer(span, received)
+        except asyncio.CancelledError:
+            span.set_attribute(Attr.ERROR_TYPE, "aborted")  # by us, or by the client: no fault of the provider's
+            raise
         except Exception as error:
             span.set_attribute(Attr.ERROR_TYPE, type(error).__qualname__)
             tracing.tell_exception(span, error)

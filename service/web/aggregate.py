@@ -91,7 +91,7 @@ class View:
         return reply.own_json(body | {"request_id": exchange.request_id, "trace_id": exchange.trace_id})
 
     async def _all(self, rounds: _Round, tasks: Mapping[str, Task]) -> dict[str, Answered | GatewayError]:
-        gate = asyncio.Semaphore(self._limits.concurrency)
+        gate = self._asker.gate(self._limits.concurrency)
 
         async def one(name: str, task: Task) -> Answered | GatewayError:
             async with gate:

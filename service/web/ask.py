@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -98,7 +98,8 @@ class _Bound:
 
 
 class Asker:
-    """Asks. `models` are the providers' default models, `timeout` seconds until an answer begins."""
+    """Asks. `models` are the providers' default models, `timeout` seconds until an answer begins; `at_a_time` says how many
+    calls a client may have under way (None: any number)."""
 
     def __init__(
         self,
@@ -106,11 +107,17 @@ class Asker:
         pipelines: Mapping[str, Pipeline],
         models: Mapping[str, str],
         timeout: float,
+        at_a_time: Callable[[str | None], int | None],
     ) -> None:
+        self._at_a_time = at_a_time
         self._by_name = {short_name(provider): provider for provider in providers}
         self._pipelines = pipelines
         self._models = models
         self._timeout = timeout
+
+    def gate(self, most: int) -> asyncio.Semaphore:
+        """What keeps the calls of one fan-out to `most` at a time, or to what its client may have if that is less."""
+        return asyncio.Semaphore(min(most, self._at_a_time(admitted().name) or most))
 
     def chosen(self, options: Options, path: str = "") -> tuple[Provider, str]:
         """Provider and model. Raises `BadRequest` for a provider that is not there, `NotFound` for one without a key."""

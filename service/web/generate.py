@@ -73,7 +73,7 @@ class Views:
             )
         provider, exchange.model = self._asker.chosen(asked)
         exchange.kind, exchange.provider = Kind.FAN_OUT, provider.name
-        gate = asyncio.Semaphore(self._limits.concurrency)
+        gate = self._asker.gate(self._limits.concurrency)
 
         async def one(prompt: str) -> dict[str, Any]:
             async with gate:

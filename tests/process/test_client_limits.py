@@ -262,6 +262,16 @@ def test_an_answer_out_of_the_cache_is_a_request_that_uses_nothing_and_gives_its
         assert len(made.upstream.seen) == 1
 
 
+def test_a_fan_out_keeps_within_what_its_client_may_have_at_a_time(stage: Scene) -> None:
+    task = {"provider": "anthropic", "prompt": "Say something"}
+    for target, body in (
+        ("/batch_generate", {"prompts": ["a", "b", "c", "d"]}),
+        ("/aggregate", {"tasks": {"a": task, "b": task, "c": task}}),
+    ):
+        got = ask(stage, body, "one", target=target).json()
+        assert "error" not in json.dumps(got), got
+
+
 def test_over_two_workers_exactly_as_many_come_in_as_may(tmp_path: Path) -> None:
     given = {"twenty": {"requests_per_minute": 20}, "three": {"concurrency": 3}}
     with limited(tmp_path, given, ANSWERS, CLAUDE_PROXY_WORKERS="2") as made:
@@ -270,7 +280,10 @@ def test_over_two_workers_exactly_as_many_come_in_as_may(tmp_path: Path) -> None
         began = time.monotonic()
         statuses = ask_at_once(wires, "twenty")
         come_back = (time.monotonic() - began) / 3
-        assert 20 <= statuses.count(200) <= 20 + come_back
+        opened = made.gateway.sample(
+            "claude_proxy_limiter_fail_open_total"
+        )  # the lock's holder was not let run for long
+        assert 20 <= statuses.count(200) <= 20 + come_back + opened
         assert statuses.count(200) + statuses.count(429) == 50
         assert len(made.upstream.seen) == statuses.count(200)
         assert len(workers_that_served(made, "twenty")) == 2
@@ -278,11 +291,12 @@ def test_over_two_workers_exactly_as_many_come_in_as_may(tmp_path: Path) -> None
         with holding(made) as held:
             for wire in wires[15:35]:
                 wire.ask(asked(), f"x-api-key: {key_of('three')}")
-            poll(lambda: rejections(made, "three") == 17, what="seventeen to be refused")
+            poll(lambda: rejections(made, "three") + len(made.upstream.seen) == 20, what="all to be judged")
             held.free.set()
             statuses = [wire.answer()[0].status for wire in wires[15:35]]
-        assert (statuses.count(200), statuses.count(429)) == (3, 17)
-        assert len(made.upstream.seen) == 3
+        opened = made.gateway.sample("claude_proxy_limiter_fail_open_total") - opened
+        assert 3 <= statuses.count(200) <= 3 + opened
+        assert len(made.upstream.seen) == statuses.count(200) == 20 - statuses.count(429)
         for wire in wires:
             wire.close()
 

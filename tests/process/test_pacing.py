@@ -156,6 +156,28 @@ def test_who_would_wait_for_too_long_is_told_at_once_when_to_come_back(stage: Sc
     assert len(stage.upstream.seen) == sent
 
 
+@pytest.mark.parametrize(
+    ("status", "kind", "outcome"),
+    [
+        ("429 Too Many Requests", "rate_limit_error", "upstream_429"),
+        ("529 Overloaded", "overloaded_error", "upstream_overloaded"),
+    ],
+)
+def test_when_there_is_no_room_for_a_retry_the_provider_has_the_last_word(status: str, kind: str, outcome: str) -> None:
+    settings = PACED | {"CLAUDE_PROXY_QUEUE_TIMEOUT": "5", "CLAUDE_PROXY_MAX_RETRIES": "2"}
+    with scene(says(*headroom(requests=(2, 2))), **settings) as made:
+        model = new_model()
+        assert ask(made, asked(model=model)).status == 200
+        made.plays(says("retry-after: 1", status=status, body=claude.error(kind)))
+        got = ask(made, asked(model=model))
+        assert (got.status, got.body) == (int(status[:3]), claude.error(kind))
+        line = line_of(made, got)
+        assert (line["outcome"], line["attempts"], line["model"]) == (outcome, 1, model)
+        assert line["backoff_s"] > 0.9
+        assert len(made.upstream.seen) == 2
+        assert made.gateway.sample("claude_proxy_rejected_total", http_route="/v1/messages") == 0
+
+
 def test_longer_than_a_minute_is_not_for_the_client_to_wait_by_itself(stage: Scene) -> None:
     got = ask(stage, asked(model=used_up(stage, 1)))
     assert (got.status, got.headers["x-should-retry"]) == (429, "false")

@@ -256,9 +256,9 @@ def test_a_cancelled_call_ends_its_span_without_calling_it_an_error() -> None:
     with Upstream(lambda connection, seen: None) as upstream:
         asyncio.run(work(upstream.url))
     (span,) = exporter.get_finished_spans()
-    assert (span.status.status_code, span.events, Http.STATUS in (span.attributes or {})) == (
-        trace.StatusCode.UNSET, (), False,
-    )  # fmt: skip
+    told = span.attributes or {}
+    assert (span.status.status_code, span.events, Http.STATUS in told) == (trace.StatusCode.UNSET, (), False)
+    assert told[Attr.ERROR_TYPE] == "aborted"
 
 
 def test_with_tracing_off_the_trace_still_goes_on() -> None:
