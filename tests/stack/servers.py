@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.support.poll import poll
-from tests.support.processes import free_port
+from tests.support.processes import held_port, port_of
 from tests.support.stack_files import JAEGER, PROMETHEUS, ROOT, RULES, service
 
 
@@ -62,7 +62,8 @@ class Jaeger:
     """The project's Jaeger configuration in a real Jaeger."""
 
     def __init__(self) -> None:
-        self.ports = {name: free_port() for name in ("QUERY", "QUERY_GRPC", "HEALTH", "OTLP")}
+        self._held = {name: held_port() for name in ("QUERY", "QUERY_GRPC", "HEALTH", "OTLP")}
+        self.ports = {name: port_of(held) for name, held in self._held.items()}
         self.url = f"http://127.0.0.1:{self.ports['QUERY']}"
         self.otlp = f"http://127.0.0.1:{self.ports['OTLP']}"
         self.health = f"http://127.0.0.1:{self.ports['HEALTH']}/status"
@@ -71,12 +72,15 @@ class Jaeger:
     @contextmanager
     def serve(self, folder: Path) -> Iterator[Jaeger]:
         """Run until the block ends."""
-        program = find("jaeger", "run .ci/install-jaeger (needs Go), or put Jaeger v2's binary on PATH")
-        environ = {f"JAEGER_{name}_PORT": str(port) for name, port in self.ports.items()}
-        with running([program, "--config", str(JAEGER)], folder, environ) as log, self._http:
-            _ready(self.health, log)
-            _ready(self.url + "/api/services", log)
-            yield self
+        with ExitStack() as held:
+            for each in self._held.values():
+                held.enter_context(each)
+            program = find("jaeger", "run .ci/install-jaeger (needs Go), or put Jaeger v2's binary on PATH")
+            environ = {f"JAEGER_{name}_PORT": str(port) for name, port in self.ports.items()}
+            with running([program, "--config", str(JAEGER)], folder, environ) as log, self._http:
+                _ready(self.health, log)
+                _ready(self.url + "/api/services", log)
+                yield self
 
     def services(self) -> list[str]:
         """The services that it has spans of."""
@@ -105,7 +109,8 @@ class Prometheus:
 
     def __init__(self, targets: Sequence[str], token: str) -> None:
         self._targets, self._token = targets, token
-        port = free_port()
+        self._held = held_port()
+        port = port_of(self._held)
         self.url = f"http://127.0.0.1:{port}"
         self._listen = f"--web.listen-address=127.0.0.1:{port}"
         self._http = httpx.Client(base_url=self.url, timeout=10)
@@ -136,16 +141,17 @@ class Prometheus:
     @contextmanager
     def serve(self, folder: Path) -> Iterator[Prometheus]:
         """Run until the block ends."""
-        program = find("prometheus", "apt-get install prometheus")
-        places = {
-            "--config.file=/etc/prometheus/prometheus.yml": f"--config.file={self.configure(folder)}",
-            "--storage.tsdb.path=/prometheus": f"--storage.tsdb.path={folder / 'data'}",
-        }
-        flags = [places.pop(flag, flag) for flag in service("prometheus")["command"]]
-        assert not places
-        with running([program, *flags, self._listen], folder) as log, self._http:
-            _ready(self.url + "/-/ready", log)
-            yield self
+        with self._held:
+            program = find("prometheus", "apt-get install prometheus")
+            places = {
+                "--config.file=/etc/prometheus/prometheus.yml": f"--config.file={self.configure(folder)}",
+                "--storage.tsdb.path=/prometheus": f"--storage.tsdb.path={folder / 'data'}",
+            }
+            flags = [places.pop(flag, flag) for flag in service("prometheus")["command"]]
+            assert not places
+            with running([program, *flags, self._listen], folder) as log, self._http:
+                _ready(self.url + "/-/ready", log)
+                yield self
 
     def get(self, path: str, **parameters: str | float) -> Any:
         """The `data` of one API answer."""

@@ -20,7 +20,7 @@ from tests.stack.conftest import Stack
 from tests.stack.servers import promtool
 from tests.stack.traffic import LIMITS, MODELS
 from tests.support.poll import poll
-from tests.support.processes import free_port
+from tests.support.processes import held_port, port_of
 from tests.support.stack_files import ROOT, Query, Selector, all_queries, parse, rules
 
 ZERO_IS_WELL = ("Telemetry lost", "Waiting", "Limiter failed open", "Journal entries not in", "Ledger rows lost")
@@ -173,4 +173,5 @@ def test_the_image_s_health_check_tells_a_ready_gateway_from_none(stack: Stack) 
         return subprocess.run([sys.executable, *arguments], env=environ, capture_output=True).returncode
 
     assert check(stack.gateway.port) == 0
-    assert check(free_port()) != 0
+    with held_port() as held:
+        assert check(port_of(held)) != 0
