@@ -48,31 +48,24 @@ def test_a_child_sees_what_its_parent_writes_and_the_other_way(region: Region) -
     assert records.read_many(1, 3) == [(0.0, 0.0, 0.0), (1.0, 2.0, 3.0), (7.0, 8.0, 9.0)]
 
 
-def test_a_lock_that_was_not_had_is_not_waited_for_as_long_the_next_time(
-    region: Region, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = [100.0]
+def test_a_lock_that_was_not_had_is_not_waited_for_as_long_in_the_next_second(region: Region) -> None:
+    assert region._patience() == PATIENCE
+    reading, writing = os.pipe()
 
-    def pass_time(seconds: float) -> None:
-        clock[0] += seconds
+    def hold() -> None:
+        os.close(writing)
+        assert region.lock()
+        os.read(reading, 1)
 
-    monkeypatch.setattr("service.store.region.time.monotonic", lambda: clock[0])
-    monkeypatch.setattr("service.store.region.time.sleep", pass_time)
-
-    def held(*_arguments: object) -> None:
-        raise BlockingIOError
-
-    monkeypatch.setattr("service.store.region.fcntl.lockf", held)
-    waits = []
-    for _ in range(3):
-        before = clock[0]
-        assert not region.lock()
-        waits.append(clock[0] - before)
-    assert waits == pytest.approx([PATIENCE, HURRY, HURRY], abs=0.0002)
-    clock[0] += 1
-    before = clock[0]
-    assert not region.lock()
-    assert clock[0] - before == pytest.approx(PATIENCE, abs=0.0002)
+    held = child(hold)
+    while region.lock(0.001):
+        region.unlock()
+    assert region._patience() == HURRY
+    region._given_up -= 1
+    assert region._patience() == PATIENCE
+    os.close(writing)
+    assert ended_well(held)
+    os.close(reading)
 
 
 def test_another_process_does_not_get_a_held_lock(region: Region) -> None:
