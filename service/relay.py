@@ -34,8 +34,6 @@ _DELIVERY = 65_536
 _OPENING = 65_536
 """Bytes after which a stream whose first event has not ended counts as begun."""
 
-_QUIET = 1.0
-"""Seconds of silence after which a stream that has no end marker is taken at its word that it is over."""
 MAX_WHOLE = 64 * 1024 * 1024
 """Bytes of a JSON answer that are held to be read whole; a larger one is no answer the API gives."""
 
@@ -85,7 +83,6 @@ class Events:
         self._reader = reader
         self._early: list[bytes] = []
         self._failure: UpstreamFailed | None = None
-        self._next: asyncio.Task[bytes] | None = None
 
     async def open(self) -> None:
         """Read until the first event is in, whatever it is; a stream that dies before tells so when it is iterated."""
@@ -108,33 +105,13 @@ class Events:
             yield chunk
         if self._failure is not None:
             raise self._failure
-        while True:
-            coming, self._next = self._next or anext(self._chunks), None
-            try:
-                chunk = await coming
-            except StopAsyncIteration:
-                return
+        async for chunk in self._chunks:
             self._reader.feed(chunk)
             yield chunk
 
-    async def is_over(self) -> bool:
-        """Whether the last word has been said. An API without an end marker may say more after what looks like one (some
-        have given every chunk a finish reason): there it is over when the stream ends, or is quiet for a while."""
-        if self._reader.over and not self._reader.marked:
-            self._next = self._next or asyncio.ensure_future(_next_of(self._chunks))
-            await asyncio.wait({self._next}, timeout=_QUIET)
-            return not self._next.done() or self._next.exception() is not None
-        return self._reader.over
-
     async def aclose(self) -> None:
         """End the stream."""
-        if self._next is not None and not self._next.cancel() and not self._next.cancelled():
-            self._next.exception()  # seen: nobody else will
         await self._chunks.aclose()
-
-
-async def _next_of(chunks: Chunks) -> bytes:
-    return await anext(chunks)
 
 
 class Relay:
@@ -182,32 +159,34 @@ class Relay:
 
     async def events(self, events: Events, reader: StreamReader, hint: Callable[[], Hint]) -> AsyncGenerator[bytes]:
         """A streamed answer, event by event as it arrives; what ends it early is told in-band, at an event's end. `hint`
-        tells what a rate-limit error in it asks for."""
+        tells what a rate-limit error in it asks for.
+
+        The call ends before the last word goes out, however long the provider then keeps its connection open. Where the API
+        does not mark it, more may come after what looks like it: there it ends with the stream.
+        """
         exchange, call = self._exchange, self._call
         splitter = sse.Splitter()
         failure: GatewayError | None = None
         try:
             async with aclosing(events):
                 async for chunk in events:
-                    if reader.over and not call.ended and await events.is_over():
-                        # Before the last word goes out, however long the provider then keeps its connection open.
-                        asks = hint()
-                        call.attempts.append(Attempt("ok", self._status, asks.limit, asks.retry_after, call.stand_in))
-                        exchange.end_call(call, *reader.ended())
+                    if reader.over and reader.marked:
+                        self._said_all(reader, hint)
                     if whole := splitter.feed(chunk) if reader.readable else chunk:
                         yield whole
         except UpstreamFailed as error:
             failure = error
         except asyncio.CancelledError as error:
             if exchange.lifetime.ending is not Ending.DRAIN:
-                abandon(exchange, call, error, self._status)
+                self._given_up(reader, hint, error)
                 raise
             absorb_cancellation()
             failure = Draining("the gateway is shutting down; the stream was ended early")
         except BaseException as error:
-            abandon(exchange, call, error, self._status)
+            self._given_up(reader, hint, error)
             raise
-        if call.ended:
+        if reader.over:
+            self._said_all(reader, hint)
             if rest := splitter.rest():
                 yield rest
             return
@@ -218,6 +197,20 @@ class Relay:
         if splitter.mid_event or not reader.readable:
             raise failure  # there is no place for an event: the client must see its stream cut, not ended
         yield self._in_band(failure)
+
+    def _said_all(self, reader: StreamReader, hint: Callable[[], Hint]) -> None:
+        """The provider has said its last word."""
+        call = self._call
+        if not call.ended:
+            asks = hint()
+            call.attempts.append(Attempt("ok", self._status, asks.limit, asks.retry_after, call.stand_in))
+            self._exchange.end_call(call, *reader.ended())
+
+    def _given_up(self, reader: StreamReader, hint: Callable[[], Hint], error: BaseException) -> None:
+        """The client has left: some do as soon as they have what looks like the last word, and then they have it all."""
+        if reader.over and isinstance(error, asyncio.CancelledError | GeneratorExit):
+            self._said_all(reader, hint)
+        abandon(self._exchange, self._call, error, self._status)
 
     async def unread(self) -> None:
         """The answer was given up before anybody began to read it."""

@@ -103,7 +103,7 @@ def test_a_gemini_stream_is_not_over_while_more_comes_whatever_finish_reason_it_
     assert (line["outcome"], line["output_tokens"]) == ("ok", 500 + gemini.USAGE["thoughtsTokenCount"])
 
 
-def test_a_gemini_stream_that_is_left_open_is_over_after_a_silence(stage: Stage) -> None:
+def test_a_client_that_leaves_after_what_looks_like_geminis_last_word_has_it_all(stage: Stage) -> None:
     data = gemini.sse(*gemini.CHUNKS)
 
     def script(connection: socket.socket, seen: Seen) -> None:
@@ -113,9 +113,9 @@ def test_a_gemini_stream_that_is_left_open_is_over_after_a_silence(stage: Stage)
     stage.upstream.script = script
     response = stage.client.post(STREAM + "?alt=sse", data=ASKED, buffered=False)
     assert next(iter(response.iter_encoded())) == data
+    response.close()
     line = _line(stage)
     assert (line["outcome"], _tokens(line)) == ("ok", (45, 27, 10, 20))
-    response.close()
 
 
 def test_a_gemini_stream_that_ends_too_early_says_so_in_googles_words(stage: Stage) -> None:
