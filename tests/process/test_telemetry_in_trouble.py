@@ -134,6 +134,7 @@ def options(backend: Backend) -> dict[str, str]:
         "OTEL_EXPORTER_OTLP_ENDPOINT": backend.url,
         "OTEL_BSP_SCHEDULE_DELAY": "20",
         "OTEL_EXPORTER_OTLP_TIMEOUT": "4",
+        "CLAUDE_PROXY_TRACES_PER_SECOND": "10000",  # what the head does not take is no loss
     }
 
 
