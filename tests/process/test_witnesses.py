@@ -169,6 +169,7 @@ def witnesses() -> Iterator[Witnesses]:
             OTEL_EXPORTER_OTLP_ENDPOINT=sink.url,
             OTEL_BSP_SCHEDULE_DELAY="100",
             OTEL_BSP_MAX_QUEUE_SIZE="100000",
+            CLAUDE_PROXY_TRACES_PER_SECOND="100000",
             CLAUDE_PROXY_MAX_RETRIES="1",
             CLAUDE_PROXY_RETRY_BUDGET="1",
         ) as (gateway, simulator),
