@@ -80,14 +80,16 @@ class Leave:
     def __init__(self, grant: Grant, lane: str = "") -> None:
         self._grant, self._prefix = grant, f"{lane}_" if lane else ""
 
-    def answered(self, quotas: Sequence[Quota], status: int, hint: Hint) -> None:
-        """The answer's headers are in, and of an error its body."""
+    def answered(self, quotas: Sequence[Quota], status: int, hint: Hint, *, soon: bool = False) -> None:
+        """The answer's headers are in, and of an error its body. `soon`: its body comes in one piece."""
         if status == 429 and hint.limit != "spend":
             self._grant.rejected(hint.retry_after, _DIMENSIONS.get(hint.limit or ""))
         elif status < 400:
             ours = [q for q in quotas if q.dimension.startswith(self._prefix)]
             named = [(_DIMENSIONS.get(q.dimension.removeprefix(self._prefix)), q) for q in ours]
-            self._grant.answered([Limit(name, q.limit, q.remaining) for name, q in named if name is not None])
+            self._grant.answered(
+                [Limit(name, q.limit, q.remaining) for name, q in named if name is not None], soon=soon
+            )
         else:
             self._grant.answered(None)
 

@@ -208,7 +208,7 @@ class Pipeline:
             call.upstream_request_id = response.headers.get(self.provider.request_id_header)
             call.quotas = self.provider.quotas(response.headers, time.time())
             if leave is not None and status < 400:
-                leave.answered(call.quotas, status, Hint())
+                leave.answered(call.quotas, status, Hint(), soon=not call.streaming)
             try:
                 return await self._opened(job, response, leave)
             except BaseException:

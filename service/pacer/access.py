@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 
-from service.store.shared import SharedState
+from service.store.shared import Change, SharedState
 
-_MOST = 10_000
-
-Change = Callable[[], None]
-"""Something to do to the shared state while its lock is held."""
+_MANY = 16
+"""Changes that may wait for the next decision of this worker."""
 
 
 class Access:
@@ -18,7 +15,7 @@ class Access:
 
     def __init__(self, state: SharedState, slot: int, fail_open: Callable[[], None]) -> None:
         self.state, self.slot, self.fail_open = state, slot, fail_open
-        self._later: deque[Change] = deque(maxlen=_MOST)
+        self._later = state.later
         state.use_slot(slot)
 
     def enter(self) -> bool:
@@ -40,6 +37,13 @@ class Access:
     def later(self, change: Change) -> None:
         """Do `change` when the lock is next held."""
         self._later.append(change)
+
+    def soon(self, change: Change) -> None:
+        """Do `change` when the lock is next held, which is mostly a moment later: taking it once for two changes saves
+        more than they cost. For what other workers need not know at once."""
+        self._later.append(change)
+        if len(self._later) >= _MANY and self.enter():
+            self.leave()
 
     def change(self, change: Change) -> None:
         """Do `change` now, or as soon as the lock can be had; always in the order asked for."""

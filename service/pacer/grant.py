@@ -103,14 +103,12 @@ class Grant:
 
         self._access.later(take)
 
-    def answered(self, limits: Sequence[Limit] | None) -> None:
-        """The answer's headers are in. `limits` they tell, none told: the provider tells none. None: learn nothing,
-
-        as from an error, which may lack them for its own reasons.
-        """
+    def answered(self, limits: Sequence[Limit] | None, *, soon: bool = False) -> None:
+        """The answer's headers are in. `limits` they tell, none told: the provider tells none. None: learn nothing, as from
+        an error, which may lack them for its own reasons. `soon`: its end is near, and may tell of both."""
         if not self._answered:
             self._answered = True
-            self._change(partial(self._do_answered, limits, self._clock()))
+            self._change(partial(self._do_answered, limits, self._clock()), soon=soon)
 
     def _do_answered(self, limits: Sequence[Limit] | None, now: float, index: int, pool: Pool) -> None:
         self._raised = pool.answer(self.amounts, limits, self._sent, self._before, now)
@@ -169,7 +167,7 @@ class Grant:
         pool.end(self.amounts[OUTPUT], None if self._rejected else self._output)
         self._pools.count(index, self._access.slot, calls=-1, amounts=(0.0, 0.0, -self.amounts[OUTPUT]))
 
-    def _change(self, what: Callable[[int, Pool], None]) -> None:
+    def _change(self, what: Callable[[int, Pool], None], *, soon: bool = False) -> None:
         """Do `what` to the pool, unless it was never taken from, is closed or has been forgotten."""
         now = self._clock()
 
@@ -179,7 +177,7 @@ class Grant:
                 what(*found)
                 self._pools.save(*found)
 
-        self._access.change(change)
+        (self._access.soon if soon else self._access.change)(change)
 
 
 def _sane(tokens: float) -> bool:

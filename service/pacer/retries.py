@@ -36,7 +36,7 @@ class RetryBudget:
 
     def count_request(self) -> None:
         """A call is sent for the first time."""
-        self._access.change(self._count)
+        self._access.soon(self._count)
 
     def try_retry(self) -> bool:
         """Whether one more retry fits; if so it is counted."""

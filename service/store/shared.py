@@ -5,6 +5,7 @@ Who keeps it elsewhere (for many hosts) needs a class with these attributes. Wha
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,6 +33,9 @@ class Shape:
     providers: int = 16
 
 
+Change = Callable[[], None]
+"""Something to do to the state while its lock is held."""
+_MOST_LATER = 10_000
 _PATIENCE = 1.0
 """Seconds that a worker waits for the lock as it starts."""
 ROW = 4
@@ -47,6 +51,8 @@ class SharedState:
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
+        self.later: deque[Change] = deque(maxlen=_MOST_LATER)
+        """Of this process: what it is to do when it next holds the lock."""
         pools, slots = shape.pools, shape.slots
         widths = {
             "rows": (pools * slots, ROW),
