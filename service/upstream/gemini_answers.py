@@ -195,6 +195,7 @@ class StreamReader(_Failing, EventReader[_Answer]):
         if event.error is not None:
             self._error = _outcome(event.error), event.error.status or str(event.error.code or "error")
             self._last_error = event.error
+            self.marked = True
             return
         self._said.see(event)
         self.complete, self._refused = self._said.complete, self._said.refused

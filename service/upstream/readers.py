@@ -17,7 +17,7 @@ class StreamReader(Protocol):
     listener: Callable[[bytes], None] | None
     """Is shown what each event carries; must not raise."""
     marked: bool
-    """Whether the API marks a stream's end; else `over` is what looks like one, and more may come."""
+    """Whether the API marks this stream's end; else `over` is what looks like one, and more may come."""
 
     def feed(self, chunk: bytes) -> None:
         """See the next bytes."""

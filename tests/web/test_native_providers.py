@@ -103,6 +103,35 @@ def test_a_gemini_stream_is_not_over_while_more_comes_whatever_finish_reason_it_
     assert (line["outcome"], line["output_tokens"]) == ("ok", 500 + gemini.USAGE["thoughtsTokenCount"])
 
 
+def test_a_gemini_stream_that_dies_is_cut_off_whatever_finish_reason_it_has_given(stage: Stage) -> None:
+    data = gemini.sse(*(gemini.chunk(f"{n}", "STOP", gemini.USAGE | {"candidatesTokenCount": n}) for n in (1, 2)))
+
+    def script(connection: socket.socket, seen: Seen) -> None:
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        connection.sendall(head + claude.chunk(data))
+        connection.shutdown(socket.SHUT_RDWR)
+
+    stage.upstream.script = script
+    body = stage.client.post(STREAM + "?alt=sse", data=ASKED).data
+    assert body.startswith(data)
+    assert json.loads(body.rpartition(b"data: ")[2])["error"]["status"] == "INTERNAL"
+    assert _line(stage)["outcome"] == "cut_off"
+
+
+def test_geminis_own_error_is_its_last_word_however_the_stream_then_ends(stage: Stage) -> None:
+    error = {"error": {"code": 503, "message": "The model is overloaded.", "status": "UNAVAILABLE"}}
+    data = gemini.sse(gemini.CHUNKS[0], error)
+
+    def script(connection: socket.socket, seen: Seen) -> None:
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        connection.sendall(head + claude.chunk(data))
+        connection.shutdown(socket.SHUT_RDWR)
+
+    stage.upstream.script = script
+    assert stage.client.post(STREAM + "?alt=sse", data=ASKED).data == data
+    assert _line(stage)["outcome"] == "upstream_overloaded"
+
+
 def test_a_client_that_leaves_after_what_looks_like_geminis_last_word_has_it_all(stage: Stage) -> None:
     data = gemini.sse(*gemini.CHUNKS)
 
