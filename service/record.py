@@ -156,6 +156,8 @@ class Answered(msgspec.Struct, frozen=True, gc=False):
     upstream_request_id: str | None = None
     first_chunk: float | None = None
     pace: Pace | None = None
+    unmarked: bool = False
+    """Whether it is a stream whose API marks no end: after a finish reason more may have come."""
 
 
 class Timings(msgspec.Struct, frozen=True, gc=False):

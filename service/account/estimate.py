@@ -57,7 +57,7 @@ def priced(
         return None
     if not sent or (status is not None and status >= 400) or _refused_at_once(answered, outcome, complete):
         return NOTHING
-    final = complete or answered.finish_reason is not None
+    final = complete or (answered.finish_reason is not None and not answered.unmarked)
     usage, known = _filled(answered, final=final, input_estimate=input_estimate)
     if usage is None:
         return UNPRICED

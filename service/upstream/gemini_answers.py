@@ -210,6 +210,7 @@ class StreamReader(_Failing, EventReader[_Answer]):
         return replace(
             self._said.answered(),
             streamed=True,
+            unmarked=True,
             content_bytes=pacer.content_bytes,
             first_chunk=pacer.first_chunk,
             pace=pacer.pace,
