@@ -106,8 +106,8 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
 class Attempt(msgspec.Struct, frozen=True, gc=False):
     """One try at the provider.
 
-    `reason` is one of `catalog.ATTEMPT_REASONS`; `status` is None when no answer came; `limit` is set on a 429 only
-    and names the limit that said no; `retry_after` is in seconds, as the provider asked.
+    `reason` is one of `catalog.ATTEMPT_REASONS`; `status` is None when no answer came; `limit` is set on a
+    429, or a rate-limit error inside a 200, and names the limit that said no; `retry_after` is in seconds, as the provider asked.
     """
 
     reason: str
