@@ -200,7 +200,7 @@ class Pipeline:
     async def _attempt(self, job: _Job, leave: Leave | None) -> Result:
         """Send once and read as far as must be read before the client gets its first byte."""
         exchange, call, status = job.exchange, job.call, None
-        call.sent, call.answered = True, Answered  # what an attempt before said of itself is not this one's
+        call.sent, call.answered, call.upstream_request_id = True, Answered, None  # an attempt before told its own
         if self._capturing is not None:
             self._capturing.sending(call, job.prepared)
         try:
