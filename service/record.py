@@ -158,6 +158,8 @@ class Answered(msgspec.Struct, frozen=True, gc=False):
     pace: Pace | None = None
     unmarked: bool = False
     """Whether it is a stream whose API marks no end: after a finish reason more may have come."""
+    unread: bool = False
+    """Whether something in it was too large to be read: more may have been said of its usage."""
 
 
 class Timings(msgspec.Struct, frozen=True, gc=False):

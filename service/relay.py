@@ -174,6 +174,7 @@ class Relay:
                         self._said_all(reader, hint)
                     if whole := splitter.feed(chunk) if reader.readable else chunk:
                         yield whole
+            reader.end()
         except UpstreamFailed as error:
             failure = error
         except asyncio.CancelledError as error:

@@ -33,6 +33,10 @@ class StreamReader(Protocol):
         """Whether the provider has said its last word: its end marker, or an error."""
         ...
 
+    def end(self) -> None:
+        """The bytes have ended, and not because something broke."""
+        ...
+
     def ended(self) -> tuple[Outcome, str | None]:
         """Outcome and error type of a stream whose bytes ended here."""
         ...

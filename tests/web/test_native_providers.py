@@ -148,6 +148,25 @@ def test_a_client_that_leaves_after_what_looks_like_geminis_last_word_has_it_all
     assert (line["outcome"], _tokens(line)) == ("ok", (45, 27, 10, 20))
 
 
+@pytest.mark.parametrize("form", ["gemini", "gemini array", "openai"])
+def test_a_last_event_that_is_too_large_to_be_read_is_no_cut(stage: Stage, form: str) -> None:
+    image = "A" * (9 * 1024 * 1024)
+    said = gemini.chunk("x", "STOP", gemini.USAGE)
+    said["candidates"][0]["content"]["parts"] += [{"inlineData": {"data": image}}]
+    output = [{"type": "image_generation_call", "result": image}]
+    response = {"object": "response", "status": "completed", "output": output}
+    data, path, kind = {
+        "gemini": (gemini.sse(gemini.CHUNKS[0], said), STREAM + "?alt=sse", "text/event-stream"),
+        "gemini array": (gemini.array(gemini.CHUNKS[0], said), STREAM, "application/json"),
+        "openai": (gemini.sse({"type": "response.completed", "response": response}), RESPONSES, "text/event-stream"),
+    }[form]
+    stage.upstream.script = _streams(data, kind, step=1 << 20)
+    asked = ASKED if form != "openai" else b'{"model":"gpt-6.1-sol","stream":true,"input":"Hi"}'
+    assert stage.client.post(path, data=asked).data == data
+    line = _line(stage)
+    assert (line["outcome"], line["cost_certainty"]) == ("ok", "estimated")
+
+
 def test_a_gemini_stream_that_ends_too_early_says_so_in_googles_words(stage: Stage) -> None:
     stage.upstream.script = _streams(gemini.sse(*gemini.CHUNKS[:2]))
     body = stage.client.post(STREAM + "?alt=sse", data=ASKED).data
