@@ -120,7 +120,8 @@ UPSTREAM_ATTEMPTS = Metric(
     (PROVIDER, MODEL, "status", "reason"),
 )  # fmt: skip
 UPSTREAM_429 = Metric(
-    "claude_proxy_upstream_429", Type.COUNTER, "429 answers of the provider, by the limit that said no.",
+    "claude_proxy_upstream_429", Type.COUNTER,
+    "429 answers of the provider, and such errors inside a 200, by the limit that said no.",
     (PROVIDER, MODEL, "limit"), exemplar=True,
 )  # fmt: skip
 _QUOTA = (PROVIDER, MODEL, "dimension")

@@ -45,7 +45,7 @@ OUTCOMES: dict[Outcome, tuple[Fault, str]] = {
     Outcome.CLIENT_ABORT: (Fault.CLIENT, "the client left before the last byte"),
     Outcome.QUEUE_REJECTED: (Fault.US, "no room within the wait allowed"),
     Outcome.DRAINING: (Fault.US, "ended by our shutdown"),
-    Outcome.UPSTREAM_429: (Fault.PROVIDER, "the provider said 429"),
+    Outcome.UPSTREAM_429: (Fault.PROVIDER, "the provider said 429, or a rate-limit error inside a 200"),
     Outcome.UPSTREAM_OVERLOADED: (Fault.PROVIDER, "the provider said 529 or overloaded_error, also inside a stream"),
     Outcome.UPSTREAM_ERROR: (
         Fault.PROVIDER,

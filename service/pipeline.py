@@ -45,6 +45,8 @@ class _Job(msgspec.Struct, frozen=True):
 
     exchange: Exchange
     call: Call
+    model: str | None
+    """Who is to be asked: the model wanted, or a stand-in."""
     prepared: Prepared
     large: bool
     check: Check | None
@@ -87,7 +89,7 @@ class Pipeline:
         asked = await self._before(exchange, call, prepared)
         if self._caching is not None and asked is not None and asked.kept is not None:
             return self._caching.again(exchange, call, asked.kept)
-        answer = await self._fresh(_Job(exchange, call, prepared, large, check))
+        answer = await self._fresh(_Job(exchange, call, call.model, prepared, large, check))
         return self._caching.keep(answer, call, asked) if self._caching is not None and asked is not None else answer
 
     async def _before(self, exchange: Exchange, call: Call, prepared: Prepared) -> Asked | None:
@@ -137,6 +139,7 @@ class Pipeline:
         )
         last: tuple[Result, str | None] | None = None
         while True:
+            call.model = job.model
             try:
                 leave = await self._leave(job, deadline - clock())
             except QueueRejected:
@@ -188,8 +191,7 @@ class Pipeline:
         if stood_in is None:
             return None
         self._pauses.handed_over(job.call, step.model)
-        job.call.model = step.model
-        return replace(job, prepared=replace(job.prepared, target=stood_in[0], body=stood_in[1]))
+        return replace(job, model=step.model, prepared=replace(job.prepared, target=stood_in[0], body=stood_in[1]))
 
     async def _pause(self, job: _Job, failure: Failure, pause: Pause) -> None:
         with self._pauses.before_retry(job.exchange, job.call, failure.reason, pause.seconds, pause.asked_by):
@@ -198,7 +200,7 @@ class Pipeline:
     async def _attempt(self, job: _Job, leave: Leave | None) -> Result:
         """Send once and read as far as must be read before the client gets its first byte."""
         exchange, call, status = job.exchange, job.call, None
-        call.sent, call.answered = True, Answered  # what an attempt before said of itself is not this one's
+        call.sent, call.answered, call.upstream_request_id = True, Answered, None  # an attempt before told its own
         if self._capturing is not None:
             self._capturing.sending(call, job.prepared)
         try:

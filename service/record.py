@@ -106,8 +106,8 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
 class Attempt(msgspec.Struct, frozen=True, gc=False):
     """One try at the provider.
 
-    `reason` is one of `catalog.ATTEMPT_REASONS`; `status` is None when no answer came; `limit` is set on a 429 only
-    and names the limit that said no; `retry_after` is in seconds, as the provider asked.
+    `reason` is one of `catalog.ATTEMPT_REASONS`; `status` is None when no answer came; `limit` is set on a
+    429, or a rate-limit error inside a 200, and names the limit that said no; `retry_after` is in seconds, as the provider asked.
     """
 
     reason: str
@@ -156,6 +156,10 @@ class Answered(msgspec.Struct, frozen=True, gc=False):
     upstream_request_id: str | None = None
     first_chunk: float | None = None
     pace: Pace | None = None
+    unmarked: bool = False
+    """Whether it is a stream whose API marks no end: after a finish reason more may have come."""
+    unread: bool = False
+    """Whether something in it was too large to be read: more may have been said of its usage."""
 
 
 class Timings(msgspec.Struct, frozen=True, gc=False):

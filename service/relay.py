@@ -162,7 +162,7 @@ class Relay:
         tells what a rate-limit error in it asks for.
 
         The call ends before the last word goes out, however long the provider then keeps its connection open. Where the API
-        does not mark it, more may come after what looks like it: there it ends with the stream.
+        does not mark it, more may come after what looks like it: there it ends with the stream, and one that dies is cut off.
         """
         exchange, call = self._exchange, self._call
         splitter = sse.Splitter()
@@ -174,6 +174,7 @@ class Relay:
                         self._said_all(reader, hint)
                     if whole := splitter.feed(chunk) if reader.readable else chunk:
                         yield whole
+            reader.end()
         except UpstreamFailed as error:
             failure = error
         except asyncio.CancelledError as error:
@@ -185,7 +186,7 @@ class Relay:
         except BaseException as error:
             self._given_up(reader, hint, error)
             raise
-        if reader.over:
+        if reader.over and (reader.marked or not isinstance(failure, UpstreamFailed)):
             self._said_all(reader, hint)
             if rest := splitter.rest():
                 yield rest

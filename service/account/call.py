@@ -96,7 +96,8 @@ class Call:
 
     def stop_listening(self) -> None:
         """What the answer has said by now is all that it said: asked for several times, it is put together once."""
-        said = self.answered()
+        listening, self.answered = self.answered, Answered  # if that fails it is nothing, and all else is told
+        said = listening()
         self.answered = lambda: said
 
     @property

@@ -57,7 +57,7 @@ def priced(
         return None
     if not sent or (status is not None and status >= 400) or _refused_at_once(answered, outcome, complete):
         return NOTHING
-    final = complete or answered.finish_reason is not None
+    final = complete or (answered.finish_reason is not None and not answered.unmarked)
     usage, known = _filled(answered, final=final, input_estimate=input_estimate)
     if usage is None:
         return UNPRICED
@@ -96,7 +96,7 @@ def _filled(answered: Answered, *, final: bool, input_estimate: int | None) -> t
     if not final or (tokens_out is None and (seen or answered.usage is None)):
         tokens_out = max(tokens_out or 0, seen)
     # An embedding's usage has no output tokens, and says it all; for other models the price's certainty sees to it.
-    known = said.input_tokens is not None and final and tokens_out == said.output_tokens
+    known = said.input_tokens is not None and final and tokens_out == said.output_tokens and not answered.unread
     return replace(said, input_tokens=tokens_in, output_tokens=tokens_out), known
 
 

@@ -113,6 +113,7 @@ class StreamReader(EventReader[_Event]):
         """What the stream has said so far; tokens it never said are None."""
         return Answered(
             streamed=True,
+            unread=self.unread,
             response_id=self._message.id,
             model=self._tally.served_by or self._message.model,
             finish_reason=self._stop_reason,

@@ -191,10 +191,16 @@ class StreamReader(_Failing, EventReader[_Answer]):
     def _cut(self, chunk: bytes) -> Iterable[bytes]:
         return super()._cut(chunk) if self._array is None else self._array.feed(chunk)
 
+    @property
+    def unread(self) -> bool:
+        """Of the array too."""
+        return super().unread or (self._array is not None and self._array.overflowed)
+
     def _see(self, event: _Answer) -> None:
         if event.error is not None:
             self._error = _outcome(event.error), event.error.status or str(event.error.code or "error")
             self._last_error = event.error
+            self.marked = True
             return
         self._said.see(event)
         self.complete, self._refused = self._said.complete, self._said.refused
@@ -209,6 +215,8 @@ class StreamReader(_Failing, EventReader[_Answer]):
         return replace(
             self._said.answered(),
             streamed=True,
+            unmarked=True,
+            unread=self.unread,
             content_bytes=pacer.content_bytes,
             first_chunk=pacer.first_chunk,
             pace=pacer.pace,

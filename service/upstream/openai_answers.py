@@ -191,6 +191,7 @@ class StreamReader(EventReader[_Event]):
         pacer, seen = self._pacer, self._seen
         return Answered(
             streamed=True,
+            unread=self.unread,
             response_id=seen.id,
             model=seen.model,
             finish_reason=self._finish,

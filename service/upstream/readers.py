@@ -17,7 +17,7 @@ class StreamReader(Protocol):
     listener: Callable[[bytes], None] | None
     """Is shown what each event carries; must not raise."""
     marked: bool
-    """Whether the API marks a stream's end; else `over` is what looks like one, and more may come."""
+    """Whether the API marks this stream's end; else `over` is what looks like one, and more may come."""
 
     def feed(self, chunk: bytes) -> None:
         """See the next bytes."""
@@ -31,6 +31,10 @@ class StreamReader(Protocol):
     @property
     def over(self) -> bool:
         """Whether the provider has said its last word: its end marker, or an error."""
+        ...
+
+    def end(self) -> None:
+        """The bytes have ended, and not because something broke."""
         ...
 
     def ended(self) -> tuple[Outcome, str | None]:

@@ -103,6 +103,16 @@ class EventReader(ABC, Generic[E]):
         return [event.data for event in self._parser.feed(chunk)]
 
     @property
+    def unread(self) -> bool:
+        """Whether an event was too large to be read."""
+        return self._parser.overflowed
+
+    def end(self) -> None:
+        """The bytes have ended by themselves. An event that was too large to be read may have been the last word."""
+        if self.unread and not self._parser.mid_skip:
+            self.complete = True
+
+    @property
     def first_chunk(self) -> float | None:
         """Seconds until the first content."""
         return self._pacer.first_chunk

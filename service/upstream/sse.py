@@ -63,6 +63,11 @@ class Parser:
         self._skipping = False
         self.overflowed = False
 
+    @property
+    def mid_skip(self) -> bool:
+        """Whether the end of an event that is skipped has not come yet."""
+        return self._skipping
+
     def feed(self, chunk: bytes) -> list[Event]:
         """Every event that `chunk` completes; comments and empty events are left out."""
         # An end is in what is new or begins right before it. To look at all that is held with every chunk would take

@@ -86,6 +86,12 @@ def test_a_stream_that_broke_after_its_reason_to_stop_has_said_everything(prices
     assert of(prices, stream(Usage(10, 5), 4000, finish_reason="end_turn"), **BROKEN) == exact(10, 5)
 
 
+def test_a_reason_to_stop_is_not_all_of_a_stream_whose_api_marks_no_end(prices: Prices) -> None:
+    answered = stream(Usage(10, 5), 400, finish_reason="STOP", unmarked=True)
+    assert of(prices, answered, **BROKEN) == estimated(10, 100)
+    assert of(prices, answered) == exact(10, 5)
+
+
 def test_a_stream_without_usage_is_estimated_from_sizes(prices: Prices) -> None:
     """OpenAI without `include_usage`."""
     assert of(prices, stream(None, 400, finish_reason="stop")) == estimated(1000, 100)

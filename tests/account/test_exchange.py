@@ -104,6 +104,24 @@ def test_a_fan_out_is_one_record_of_its_own_and_one_per_call() -> None:
     assert len({line["trace_id"] for line in (*of_calls, whole)}) == 1
 
 
+def test_an_answer_that_cannot_be_told_leaves_the_rest_of_the_record() -> None:
+    def broken() -> Answered:
+        raise ZeroDivisionError
+
+    with telemetry() as told:
+        with _exchange(told) as (exchange, _):
+            call = exchange.open_call("anthropic", "chat", "claude-opus-5-5", streaming=False)
+            exchange.begin_call(call)
+            call.attempts.append(Attempt("ok", 200))
+            call.answered = broken
+            exchange.end_call(call, Outcome.OK, None)
+        assert _in_flight(told) == "0.0"
+        assert len(told.spans) == 2
+        failed, line = told.lines()
+    assert failed["message"] == "closing failed"
+    assert (line["outcome"], line["cost_certainty"]) == ("ok", "unpriced")
+
+
 def test_what_is_no_inference_has_no_span_and_no_tokens() -> None:
     with telemetry() as told:
         with _exchange(told) as (exchange, _):

@@ -178,6 +178,19 @@ def test_when_there_is_no_room_for_a_retry_the_provider_has_the_last_word(status
         assert made.gateway.sample("claude_proxy_rejected_total", http_route="/v1/messages") == 0
 
 
+def test_a_stand_in_that_there_is_no_room_for_has_not_spoken() -> None:
+    model, stand_in = new_model(), new_model()
+    settings = PACED | {"CLAUDE_PROXY_QUEUE_TIMEOUT": "5", "CLAUDE_PROXY_MAX_RETRIES": "0"}
+    with scene(says(*headroom(requests=(1, 0))), CLAUDE_PROXY_FALLBACKS=f"{model}={stand_in}", **settings) as made:
+        assert ask(made, asked(model=stand_in)).status == 200
+        made.plays(says(status="529 Overloaded", body=claude.error("overloaded_error")))
+        got = ask(made, asked(model=model))
+        assert (got.status, "x-claude-proxy-model" in got.headers) == (529, False)
+        line = line_of(made, got)
+        assert (line["model"], line["attempts"], "wanted_model" in line) == (model, 1, False)
+        assert len(made.upstream.seen) == 2
+
+
 def test_longer_than_a_minute_is_not_for_the_client_to_wait_by_itself(stage: Scene) -> None:
     got = ask(stage, asked(model=used_up(stage, 1)))
     assert (got.status, got.headers["x-should-retry"]) == (429, "false")

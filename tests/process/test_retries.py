@@ -193,6 +193,14 @@ def test_a_call_that_was_sent_and_not_answered_is_not_sent_again(stage: Scene) -
     assert line_of(stage, lines)["error_type"] == "no_answer"
 
 
+def test_an_attempt_without_an_answer_has_no_request_id_of_the_one_before(stage: Scene) -> None:
+    lines = stage.gateway.settled()
+    got, sent = asked(stage, OVERLOADED, lambda connection, seen: reset(connection))
+    assert (got.status, sent) == (502, 2)
+    line = line_of(stage, lines)
+    assert (line["attempts"], line.get("upstream_request_id")) == (2, None)
+
+
 def test_but_one_that_changes_and_costs_nothing_is(stage: Scene) -> None:
     stage.plays(in_turn(lambda connection, seen: reset(connection), says("200 OK", b'{"data":[]}')))
     before = len(stage.upstream.seen)

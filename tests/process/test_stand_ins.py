@@ -65,6 +65,22 @@ def test_an_answer_of_a_stand_in_is_not_given_again_as_if_the_model_wanted_had_s
         assert got.headers["x-claude-proxy-cache"] == "miss"
 
 
+def test_each_attempt_is_counted_for_the_model_that_was_asked(stage: Scene) -> None:
+    before = attempts(stage)
+    ask(stage, "wide")
+    now = attempts(stage)
+    assert {key: now[key] - before.get(key, 0) for key in now} == {(MODEL, "529"): 1, (STAND_IN, "200"): 1}
+
+
+def attempts(stage: Scene) -> dict[tuple[str, str], float]:
+    """Attempts so far, by model and status."""
+    return {
+        (dict(labels)["gen_ai_request_model"], dict(labels)["status"]): value
+        for (name, labels), value in stage.gateway.samples().items()
+        if name == "claude_proxy_upstream_attempts_total"
+    }
+
+
 @pytest.mark.parametrize(("client", "status"), [("narrow", 403), ("poor", 429)])
 def test_a_message_batch_is_no_way_round_a_clients_models_or_budget(stage: Scene, client: str, status: int) -> None:
     sent = len(stage.upstream.seen)

@@ -79,6 +79,7 @@ def test_a_stream_in_either_form_tells_the_last_usage_ids_and_pace(form: str, wr
         response_id="r1",
         model=MODEL,
         finish_reason="STOP",
+        unmarked=True,
         usage=TOTAL,
         content_bytes=3 + 9,
         first_chunk=0.5,

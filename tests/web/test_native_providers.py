@@ -103,6 +103,36 @@ def test_a_gemini_stream_is_not_over_while_more_comes_whatever_finish_reason_it_
     assert (line["outcome"], line["output_tokens"]) == ("ok", 500 + gemini.USAGE["thoughtsTokenCount"])
 
 
+def test_a_gemini_stream_that_dies_is_cut_off_whatever_finish_reason_it_has_given(stage: Stage) -> None:
+    data = gemini.sse(*(gemini.chunk(f"{n}", "STOP", gemini.USAGE | {"candidatesTokenCount": n}) for n in (1, 2)))
+
+    def script(connection: socket.socket, seen: Seen) -> None:
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        connection.sendall(head + claude.chunk(data))
+        connection.shutdown(socket.SHUT_RDWR)
+
+    stage.upstream.script = script
+    body = stage.client.post(STREAM + "?alt=sse", data=ASKED).data
+    assert body.startswith(data)
+    assert json.loads(body.rpartition(b"data: ")[2])["error"]["status"] == "INTERNAL"
+    line = _line(stage)
+    assert (line["outcome"], line["cost_certainty"]) == ("cut_off", "estimated")
+
+
+def test_geminis_own_error_is_its_last_word_however_the_stream_then_ends(stage: Stage) -> None:
+    error = {"error": {"code": 503, "message": "The model is overloaded.", "status": "UNAVAILABLE"}}
+    data = gemini.sse(gemini.CHUNKS[0], error)
+
+    def script(connection: socket.socket, seen: Seen) -> None:
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        connection.sendall(head + claude.chunk(data))
+        connection.shutdown(socket.SHUT_RDWR)
+
+    stage.upstream.script = script
+    assert stage.client.post(STREAM + "?alt=sse", data=ASKED).data == data
+    assert _line(stage)["outcome"] == "upstream_overloaded"
+
+
 def test_a_client_that_leaves_after_what_looks_like_geminis_last_word_has_it_all(stage: Stage) -> None:
     data = gemini.sse(*gemini.CHUNKS)
 
@@ -116,6 +146,25 @@ def test_a_client_that_leaves_after_what_looks_like_geminis_last_word_has_it_all
     response.close()
     line = _line(stage)
     assert (line["outcome"], _tokens(line)) == ("ok", (45, 27, 10, 20))
+
+
+@pytest.mark.parametrize("form", ["gemini", "gemini array", "openai"])
+def test_a_last_event_that_is_too_large_to_be_read_is_no_cut(stage: Stage, form: str) -> None:
+    image = "A" * (9 * 1024 * 1024)
+    said = gemini.chunk("x", "STOP", gemini.USAGE)
+    said["candidates"][0]["content"]["parts"] += [{"inlineData": {"data": image}}]
+    output = [{"type": "image_generation_call", "result": image}]
+    response = {"object": "response", "status": "completed", "output": output}
+    data, path, kind = {
+        "gemini": (gemini.sse(gemini.CHUNKS[0], said), STREAM + "?alt=sse", "text/event-stream"),
+        "gemini array": (gemini.array(gemini.CHUNKS[0], said), STREAM, "application/json"),
+        "openai": (gemini.sse({"type": "response.completed", "response": response}), RESPONSES, "text/event-stream"),
+    }[form]
+    stage.upstream.script = _streams(data, kind, step=1 << 20)
+    asked = ASKED if form != "openai" else b'{"model":"gpt-6.1-sol","stream":true,"input":"Hi"}'
+    assert stage.client.post(path, data=asked).data == data
+    line = _line(stage)
+    assert (line["outcome"], line["cost_certainty"]) == ("ok", "estimated")
 
 
 def test_a_gemini_stream_that_ends_too_early_says_so_in_googles_words(stage: Stage) -> None:
