@@ -112,7 +112,7 @@ IN_FLIGHT = Metric(
 )
 OVERHEAD = Metric(
     "claude_proxy_overhead_seconds", Type.HISTOGRAM,
-    "Our own seconds per request: total minus the union of waiting for the provider and for the client.",
+    "Our own seconds per request: total minus the union of waiting for the provider, the client, capacity and between attempts.",
     (ROUTE, "streaming"), OVERHEAD_SECONDS, exemplar=True,
 )  # fmt: skip
 UPSTREAM_ATTEMPTS = Metric(
