@@ -12,7 +12,8 @@ from tests.bench.machine import Layout
 from tests.bench.processes import Gateway, Load, Server
 
 DIRECT, PASS, GATEWAY = "direct", "pass-through", "gateway"
-NO_EXPORT, NO_OWN, NOTHING = "export off", "own signals out", "all telemetry out"
+NO_EXPORT, NO_LEDGER, NO_OWN = "export off", "ledger off", "own signals and ledger out"
+NOTHING = "all telemetry out"
 FULL_HEADERS, FLOOR = "gateway, an SDK's and the API's headers", "the floor: /healthz, all telemetry out"
 WARM_SECONDS = 0.5
 
@@ -51,6 +52,8 @@ class Variant:
     quick: bool = False
 
 
+_UNRECORDED = (("CLAUDE_PROXY_LEDGER", "off"),)
+"""Without the closing act the journal would only ever learn of beginnings, and keep them."""
 EVERYTHING = Variant(GATEWAY, quick=True)
 VARIANTS = (
     EVERYTHING,
@@ -63,8 +66,9 @@ VARIANTS = (
     Variant("SERVER span out", without=("server",)),
     Variant("attempt spans out", without=("attempt",)),
     Variant("prometheus-flask-exporter out", without=("exporter",)),
-    Variant(NO_OWN, without=("own",), quick=True),
-    Variant(NOTHING, export=False, without=("server", "attempt", "exporter", "own"), quick=True),
+    Variant(NO_LEDGER, environ=_UNRECORDED, quick=True),
+    Variant(NO_OWN, environ=_UNRECORDED, without=("own",), quick=True),
+    Variant(NOTHING, export=False, environ=_UNRECORDED, without=("server", "attempt", "exporter", "own"), quick=True),
 )
 """The first with everything on: OTLP export, metrics, log. "Out" rows change that one thing; export stays on."""
 
