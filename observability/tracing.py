@@ -82,11 +82,13 @@ class Tracing:
         """Whether the trace of `span` will be exported; `upgrade` says that it is worth it whatever the head decided."""
         return self._queue.keep(span, upgrade=upgrade)
 
-    def start_inference(self, operation: str, model: str, attributes: Attributes) -> Span:
-        """The CLIENT span of one provider call, `chat claude-opus-5-5`; it lasts until the last chunk."""
-        return self._tracer.start_span(
-            f"{operation} {model}".rstrip(), kind=SpanKind.CLIENT, attributes=_known(attributes)
-        )
+    def start_inference(
+        self, operation: str, model: str, attributes: Attributes, start_time: int | None = None
+    ) -> Span:
+        """The CLIENT span of one provider call, `chat claude-opus-5-5`; it lasts from `start_time` (Unix nanoseconds)
+        until the last chunk."""
+        name = f"{operation} {model}".rstrip()
+        return self._tracer.start_span(name, kind=SpanKind.CLIENT, attributes=_known(attributes), start_time=start_time)
 
     def start_pause(self, name: str, attributes: Attributes, parent: Span | None) -> Span:
         """An INTERNAL span for waiting on purpose, under `parent` or else under the current span."""

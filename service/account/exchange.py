@@ -81,6 +81,8 @@ class Exchange:
                     Attr.REQUEST_STREAM: call.streaming or None,
                     **call.attributes,
                 },
+                # By the request's clock, as its end is told: a machine may stop us between two readings.
+                self.lifetime.started_ns + round((call.began - self.lifetime.started) * 1e9),
             )
 
     def upgrade(self) -> None:
