@@ -1,7 +1,7 @@
 """OpenTelemetry's tracing API over light spans: plain slots while a request runs, the SDK's form only for what leaves.
 
 Whether a trace is kept is known at its end, so every span is recorded; at full load most are then dropped. The SDK's own
-span takes locks, bounded copies of its attributes and a sampler's result for each: a fifth of a request's CPU for spans
+span takes locks, bounded copies of its attributes and a sampler's result for each: a tenth of a request's CPU for spans
 that nobody will see. Anything written against the API, instrumentations too, works with these as with the SDK's.
 """
 

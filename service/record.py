@@ -1,7 +1,7 @@
 """Frozen values that say what happened: usage, attempt, record. No behaviour, no I/O.
 
 One `Record` per request or provider call; metrics, spans and the log line are all written from it. Structs, not
-dataclasses: every request makes a dozen of them, and a frozen dataclass takes ten times as long to make.
+dataclasses: every request makes a dozen of them, and a frozen dataclass takes five times as long to make.
 """
 
 from __future__ import annotations
